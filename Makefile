@@ -1,0 +1,65 @@
+# `make demo` and `make test` do all their set-up; they need Python >= 3.11 and make, nothing else.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTHON ?=
+TESTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint check format bench clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## create .venv and install MorphIR into it
+
+demo: $(STAMP) ## grow a small VGG-19 on digits and export it to runs/demo
+	$(BIN)/morphir grow --model vgg19 --width 8 --data digits --preset demo --out runs/demo
+
+test: $(STAMP) ## run the tests (TESTS=path picks some)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(TESTS)
+
+lint: $(STAMP) ## format check, lint, types, import arrows
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+check: lint test ## everything that must pass before a commit
+
+format: $(STAMP) ## format, and fix what the linter can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## run the benchmarks
+	@set -e; for script in benchmarks/*.py; do \
+	  [ -f "$$script" ] || { echo "benchmarks/ holds no script yet"; exit 0; }; \
+	  echo "== $$script"; $(BIN)/python "$$script"; \
+	done
+
+clean: ## remove .venv, caches and build output (runs/ stays)
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One pip call for torch and torchvision, so that pip picks a pair that fits.
+$(STAMP): pyproject.toml
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  set -e; \
+	  found=; \
+	  for python in $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.11 python3.14 python); do \
+	    "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+	    found=$$python; break; \
+	  done; \
+	  [ -n "$$found" ] || { \
+	    echo "MorphIR needs Python 3.11 or newer with its venv module; tried: $(or $(PYTHON),python3, python3.11 to python3.14, python)." >&2; \
+	    echo "hint: install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; \
+	    exit 1; \
+	  }; \
+	  echo "creating $(VENV) with $$("$$found" --version)"; \
+	  rm -rf $(VENV); \
+	  "$$found" -m venv $(VENV); \
+	}
+	$(PIP) install torch torchvision
+	$(PIP) install -e '.[dev]'
+	@touch $@

@@ -76,7 +76,7 @@ class Normalisation:
     white: float = 255.0
 
     def affine(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """``scale`` and ``offset``, ``float32[C, 1, 1]``: a normalised image is ``pixel * scale + offset``."""
+        """``scale`` and ``offset``, ``float32[C, 1, 1]``: normalised, it is ``pixel * scale + offset``."""
         mean = torch.tensor(self.mean, dtype=torch.float64)[:, None, None]
         std = torch.tensor(self.std, dtype=torch.float64)[:, None, None]
         return (1 / (self.white * std)).float().to(device), (-mean / std).float().to(device)

@@ -1,0 +1,83 @@
+"""From ties to groups: closes the coupling so that every group is a legal unit of every tensor.
+
+A group can be removed from a tensor, or doubled in it, only if it fills whole slices along one dimension. Where a view
+leaves labels that vary along several dimensions at once (a channel shuffle's ``(groups, channels / groups)``), the channels of
+the same inner index are tied, until every group is such a set of slices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from morphir.analysis.execution import Execution
+from morphir.analysis.labels import NO_LABEL, Layer, Restriction, Tie, compact, components, label_dims
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """The coupling components.
+
+    Attributes:
+        roots: Label to its component's smallest label.
+        restrictions: Root to the strongest restriction on its component.
+    """
+
+    roots: NDArray[np.int64]
+    restrictions: dict[int, Restriction]
+
+    def of(self, labels: torch.Tensor) -> NDArray[np.int64]:
+        """Returns the roots of a label tensor; -1 stays -1."""
+        flat = labels.numpy()
+        return np.where(flat == NO_LABEL, NO_LABEL, self.roots[flat])
+
+    def axis(self, execution: Execution, key: str, axis: int) -> NDArray[np.int64]:
+        """Returns the roots along one axis of one tensor."""
+        first = execution.axes.first[key, axis]
+        return self.roots[first : first + execution.axes.extents[key, axis]]
+
+    def vector(self, layer: Layer) -> tuple[int, NDArray[np.int64]] | None:
+        """Returns the one dimension along which a layer's groups lie, and the roots along it."""
+        dims = label_dims(layer)
+        if not dims:
+            return None
+        small = self.of(compact(layer))
+        for dim in dims:
+            first = np.moveaxis(small, dim, 0).reshape(small.shape[dim], -1)
+            if (first == first[:, :1]).all():
+                return dim, first[:, 0]
+        return None
+
+
+def couple(execution: Execution) -> Coupling:
+    """Returns the components of all ties, closed under "a group is a set of slices"."""
+    ties = list(execution.facts.ties)
+    coupling = Coupling(components(execution.axes.total, ties), {})
+    while extra := [t for layer in execution.scattered if (t := _missing_tie(coupling, layer)) is not None]:
+        ties.extend(extra)
+        coupling = Coupling(components(execution.axes.total, ties), {})
+    return Coupling(coupling.roots, _strongest(coupling.roots, execution.facts.restrictions))
+
+
+def _missing_tie(coupling: Coupling, layer: Layer) -> Tie | None:
+    if coupling.vector(layer) is not None:
+        return None
+    last = label_dims(layer)[-1]
+    small = torch.from_numpy(coupling.of(compact(layer)))
+    inner = small.movedim(last, -1).reshape(-1, small.shape[last])
+    left, right = inner.reshape(-1).numpy(), inner[:1].expand_as(inner).reshape(-1).numpy()
+    keep = (left != right) & (left != NO_LABEL) & (right != NO_LABEL)
+    return Tie(left[keep], right[keep], "same-inner-index", "") if keep.any() else None
+
+
+def _strongest(roots: NDArray[np.int64], restrictions: list[Restriction]) -> dict[int, Restriction]:
+    found: dict[int, Restriction] = {}
+    for kind in ("frozen", "prune-only"):
+        for restriction in restrictions:
+            if restriction.kind == kind:
+                for root in np.unique(roots[restriction.labels]).tolist():
+                    found.setdefault(root, restriction)
+    return found

@@ -1,0 +1,195 @@
+"""Provenance by execution: run the traced program once on fake tensors, and see every ATen operator.
+
+Beside every value the recorder carries its label layers. Which operator does what to labels is in the tables of
+:mod:`morphir.analysis.rules`; an operator in no table freezes what it touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from morphir.analysis.labels import AxisLabels, Facts, LabelledValue, Layers
+from morphir.analysis.literals import constrain_literals
+from morphir.analysis.rules import MixingUse, Operation, Origin, apply_rule, result_origin
+from morphir.ir.graph import Graph
+from morphir.ir.trace import keywords_in_order
+
+
+@dataclass(frozen=True)
+class Execution:
+    """All that one labelled run found.
+
+    Attributes:
+        axes: Which label belongs to which axis of which tensor.
+        facts: Ties and restrictions.
+        mixing: Every use of a kernel by a mixing operator, in program order.
+        values: Node name to each tensor that the node yields, with its labels.
+        scattered: Layers whose labels vary along several dimensions at once.
+    """
+
+    axes: AxisLabels
+    facts: Facts
+    mixing: list[MixingUse] = field(default_factory=list[MixingUse])
+    values: dict[str, list[LabelledValue]] = field(default_factory=dict[str, "list[LabelledValue]"])
+    scattered: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
+
+
+class _Recorder(TorchDispatchMode):
+    """Sees every ATen operator and moves labels from its inputs to its outputs."""
+
+    def __init__(self, execution: Execution) -> None:
+        super().__init__()
+        self.execution = execution
+        self.node = ""
+        # Tensors are kept beside their layers: an id is only unique while its object lives.
+        self.values: dict[int, tuple[torch.Tensor, Layers, Origin]] = {}
+
+    def bind(self, tensor: torch.Tensor, layers: Layers, origin: Origin) -> None:
+        """Gives a value its layers."""
+        self.values[id(tensor)] = (tensor, layers, origin)
+
+    def layers_of(self, tensor: torch.Tensor) -> Layers:
+        """Returns the layers of a value; none for constants."""
+        return self.values[id(tensor)][1] if id(tensor) in self.values else ()
+
+    def origin_of(self, tensor: torch.Tensor) -> Origin:
+        """Returns whether a value is a parameter (perhaps moved), computed from parameters, or anything else."""
+        return self.values[id(tensor)][2] if id(tensor) in self.values else "activation"
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        with _disable_current_modes():
+            operation = Operation(
+                func, args, kwargs, result, self.node, self.layers_of, self.origin_of, self.execution.axes
+            )
+            outcome = apply_rule(operation, self.execution.facts)
+            origin = result_origin(operation)
+            for tensor, layers in outcome.outputs:
+                self.bind(tensor, layers, origin)
+                self.execution.scattered.extend(layer for layer in layers if sum(map(bool, layer.stride())) > 1)
+            self.execution.mixing.extend(outcome.mixing)
+        return result
+
+
+class _LabelledInterpreter(fx.Interpreter):
+    """Runs the program node by node and keeps every node's layers."""
+
+    def __init__(self, graph: Graph, recorder: _Recorder) -> None:
+        super().__init__(graph, garbage_collect_values=False)
+        self.recorder = recorder
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.recorder.node = n.name
+        result = super().run_node(n)
+        if n.op == "placeholder":
+            self._label_input(n, result)
+        tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        execution = self.recorder.execution
+        execution.values[n.name] = [
+            LabelledValue(tuple(tensor.shape), tensor.dtype, self.recorder.layers_of(tensor)) for tensor in tensors
+        ]
+        with _disable_current_modes():
+            constrain_literals(n, execution.values, execution.facts)
+            if n.op == "output":
+                self._freeze_outputs(n)
+        return result
+
+    def _freeze_outputs(self, node: fx.Node) -> None:
+        for value in self.recorder.execution.values[node.name]:
+            self.recorder.execution.facts.restrict(
+                value.layers, "frozen", "model-output", "channel of a model output", node.name
+            )
+
+    def _label_input(self, node: fx.Node, value: Any) -> None:
+        """Labels every dimension of a model input but the batch, and freezes it."""
+        for position, leaf in enumerate(pytree.tree_leaves(value)):
+            if isinstance(leaf, torch.Tensor):
+                with _disable_current_modes():
+                    key, shape = input_key(node.name, position), tuple(leaf.shape)
+                    layers = self.recorder.execution.axes.layers(key, shape, range(1, len(shape)))
+                    self.recorder.execution.facts.restrict(
+                        layers, "frozen", "model-input", f"channel of the model input {node.name!r}", node.name
+                    )
+                self.recorder.bind(leaf, layers, "activation")
+
+
+class _Runner(nn.Module):
+    """Lets ``functional_call`` put fake tensors in the place of the graph's own."""
+
+    def __init__(self, graph: Graph, recorder: _Recorder) -> None:
+        super().__init__()
+        self.graph = graph
+        self.recorder = recorder
+
+    def forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Runs the labelled program."""
+        inputs = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
+        return _LabelledInterpreter(self.graph, self.recorder).run(*inputs)
+
+
+def input_key(node: str, position: int) -> str:
+    """Returns the key under which a model input's axes are labelled; no ``state_dict`` key has this form."""
+    return f"input:{node}:{position}"
+
+
+def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Execution:
+    """Runs the program once on fake tensors with labels.
+
+    Args:
+        graph: The program; it runs in evaluation mode and is left as it was.
+        shapes: New shapes of parameters and buffers by ``state_dict`` key, to see what the program would do with them.
+
+    Raises:
+        Exception: whatever the program raises on its example inputs.
+    """
+    state = _named_state(graph)
+    device = graph.device
+    fakes_of: dict[str, torch.Tensor] = {}
+    modes = {path: module.training for path, module in graph.named_modules()}
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake_mode:
+        for key, tensor in state.items():
+            shape = (shapes or {}).get(key, tuple(tensor.shape))
+            fakes_of[key] = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+        args, kwargs = graph.inputs.materialise(device)
+    axes = AxisLabels.allot({**{key: tuple(t.shape) for key, t in fakes_of.items()}, **_input_shapes(graph, args, kwargs)})
+    execution = Execution(axes, Facts())
+    recorder = _Recorder(execution)
+    for key, fake in fakes_of.items():
+        recorder.bind(fake, axes.layers(key, tuple(fake.shape), range(fake.dim())), "parameter")
+    graph.eval()
+    try:
+        with torch.no_grad(), fake_mode, recorder:
+            replacements = {f"graph.{key}": fake for key, fake in fakes_of.items()}
+            torch.func.functional_call(_Runner(graph, recorder), replacements, (args, kwargs), tie_weights=True)
+    finally:
+        for path, module in graph.named_modules():
+            module.training = modes[path]
+    return execution
+
+
+def _named_state(graph: Graph) -> dict[str, torch.Tensor]:
+    """Returns every parameter and buffer once, under its first name."""
+    return {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
+
+
+def _input_shapes(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    values = [*args, *keywords_in_order(graph, len(args), kwargs)]
+    names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+    return {
+        input_key(name, position): tuple(leaf.shape)
+        for name, value in zip(names, values, strict=False)
+        for position, leaf in enumerate(pytree.tree_leaves(value))
+        if isinstance(leaf, torch.Tensor)
+    }

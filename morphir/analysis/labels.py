@@ -1,0 +1,167 @@
+"""Labels: one integer for every index of every axis of every parameter and buffer, and what ties them together.
+
+An activation carries *layers*: integer tensors of its own shape, stride 0 wherever the label does not vary. Convolution
+gives its output the labels of its kernel's rows; the label of a channel *is* the label of the kernel row that makes it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import networkx as nx
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from morphir.ir.channels import VerdictKind
+
+Layer = torch.Tensor
+Layers = tuple[Layer, ...]
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Pairs of labels that must be rewritten together, and the node that demands it."""
+
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    code: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Restriction:
+    """Labels that must not be split, or not be touched at all, and why."""
+
+    labels: NDArray[np.int64]
+    kind: VerdictKind
+    code: str
+    reason: str
+    node: str
+
+
+@dataclass(frozen=True)
+class LabelledValue:
+    """One tensor of the labelled run."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layers: Layers
+
+
+@dataclass(frozen=True)
+class AxisLabels:
+    """Allots ``extent`` consecutive labels to every axis of every parameter, buffer and input.
+
+    Attributes:
+        first: (tensor key, axis) to its first label.
+        extents: (tensor key, axis) to its number of labels.
+    """
+
+    first: Mapping[tuple[str, int], int]
+    extents: Mapping[tuple[str, int], int]
+    total: int
+
+    @staticmethod
+    def allot(shapes: Mapping[str, tuple[int, ...]]) -> AxisLabels:
+        """Numbers the axes of all tensors."""
+        first: dict[tuple[str, int], int] = {}
+        extents: dict[tuple[str, int], int] = {}
+        total = 0
+        for key, shape in shapes.items():
+            for axis, extent in enumerate(shape):
+                first[key, axis], extents[key, axis] = total, extent
+                total += extent
+        return AxisLabels(first, extents, total)
+
+    def owner(self, label: int) -> tuple[str, int]:
+        """Returns the (tensor key, axis) that a label belongs to."""
+        axes = list(self.first)
+        return axes[bisect_right(list(self.first.values()), label) - 1]
+
+    def layers(self, key: str, shape: tuple[int, ...], axes: Iterable[int]) -> Layers:
+        """Returns one layer for each of ``axes`` of the tensor ``key``."""
+        return tuple(
+            spread(torch.arange(self.first[key, axis], self.first[key, axis] + shape[axis]), axis, shape)
+            for axis in axes
+        )
+
+
+@dataclass
+class Facts:
+    """What the rules found out while the program ran."""
+
+    ties: list[Tie] = field(default_factory=list[Tie])
+    restrictions: list[Restriction] = field(default_factory=list[Restriction])
+
+    def tie(self, left: torch.Tensor, right: torch.Tensor, code: str, node: str) -> None:
+        """Ties two label tensors of one shape position by position."""
+        a, b = left.reshape(-1).numpy(), right.reshape(-1).numpy()
+        keep = (a != b) & (a != NO_LABEL) & (b != NO_LABEL)
+        if keep.any():
+            pairs = np.unique(np.stack([a[keep], b[keep]]), axis=1)
+            self.ties.append(Tie(pairs[0], pairs[1], code, node))
+
+    def restrict(self, layers: Iterable[Layer], kind: VerdictKind, code: str, reason: str, node: str) -> None:
+        """Restricts every label in ``layers``."""
+        for layer in layers:
+            labels = np.unique(compact(layer).reshape(-1).numpy())
+            labels = labels[labels != NO_LABEL]
+            if labels.size:
+                self.restrictions.append(Restriction(labels, kind, code, reason, node))
+
+
+def spread(vector: torch.Tensor, dim: int, shape: tuple[int, ...]) -> Layer:
+    """Lays a label vector along ``dim`` of ``shape``; stride 0 elsewhere, and non-zero along ``dim`` even at extent 1."""
+    strides = [0] * len(shape)
+    strides[dim] = 1
+    return vector.contiguous().as_strided(shape, strides)
+
+
+def label_dims(layer: Layer) -> tuple[int, ...]:
+    """Returns the dimensions along which a layer's labels are laid out."""
+    return tuple(dim for dim in range(layer.dim()) if layer.stride(dim) != 0)
+
+
+def compact(layer: Layer) -> torch.Tensor:
+    """Returns the layer with extent 1 wherever it does not vary."""
+    dims = label_dims(layer)
+    return layer[tuple(slice(None) if dim in dims else slice(0, 1) for dim in range(layer.dim()))]
+
+
+def normalise(layer: Layer, *, copied: bool) -> Layer:
+    """Makes stride 0 mean "does not vary" again after an operator moved the labels.
+
+    Args:
+        layer: The moved labels.
+        copied: Whether the operator wrote them anew; a fresh copy's strides say nothing about extents of 1.
+    """
+    strides = list(layer.stride())
+    for dim, extent in enumerate(layer.shape):
+        constant = (
+            extent > 1 and strides[dim] != 0 and bool((compact_along(layer, dim) == layer.narrow(dim, 0, 1)).all())
+        )
+        if constant or (extent == 1 and copied):
+            strides[dim] = 0
+    return layer.as_strided(layer.shape, strides, layer.storage_offset())
+
+
+def compact_along(layer: Layer, dim: int) -> torch.Tensor:
+    """Returns the layer with extent 1 wherever it does not vary, except along ``dim``."""
+    dims = (*label_dims(layer), dim)
+    return layer[tuple(slice(None) if d in dims else slice(0, 1) for d in range(layer.dim()))]
+
+
+def components(total: int, ties: Iterable[Tie]) -> NDArray[np.int64]:
+    """Returns, for every label, the smallest label that it is tied to: the coupling components."""
+    graph: nx.Graph[int] = nx.Graph()
+    for tie in ties:
+        graph.add_edges_from(zip(tie.left.tolist(), tie.right.tolist(), strict=True))
+    roots = np.arange(total, dtype=np.int64)
+    for component in nx.connected_components(graph):
+        members = np.fromiter(component, dtype=np.int64, count=len(component))
+        roots[members] = members.min()
+    return roots

@@ -1,0 +1,299 @@
+"""Literals in the program that hold a channel count: which constrain the channels, and how each is rewritten.
+
+A view's size, a split's sizes, a slice's bounds, a norm's shape: numbers that the user wrote down. Each kind is one small
+declaration here. A literal that lies on a labelled dimension and is of no kind known here freezes the channels.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from morphir.analysis.labels import Facts, LabelledValue, label_dims
+from morphir.analysis.rules.operation import channel_vector
+from morphir.ir.channels import ChannelLayer, Value
+
+Labelled = Mapping[str, Sequence[LabelledValue]]
+Copies = Mapping[str, Sequence[int]]
+Constrain = Callable[[fx.Node, Labelled, Facts], None]
+Rewriter = Callable[[fx.Node, ChannelLayer, Copies], None]
+
+
+def _nothing(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
+    del node, labelled, facts
+
+
+def _unchanged(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
+    del node, layer, copies
+
+
+@dataclass(frozen=True)
+class LiteralRule:
+    """One kind of literal.
+
+    Attributes:
+        targets: Functions and method names that take it.
+        constrain: Adds the ties and restrictions that the literal demands.
+        rewrite: Puts the literals that fit the rewritten channels into the node.
+    """
+
+    targets: tuple[Any, ...]
+    constrain: Constrain = _nothing
+    rewrite: Rewriter = _unchanged
+
+    def matches(self, node: fx.Node) -> bool:
+        """Whether the node is of this kind."""
+        return node.op in {"call_function", "call_method"} and node.target in self.targets
+
+
+def constrain_literals(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
+    """Adds what the node's literals demand of the channels that it yields."""
+    for literal_rule in LITERALS:
+        if literal_rule.matches(node):
+            literal_rule.constrain(node, labelled, facts)
+
+
+def rewrite_literals(graph: fx.Graph, layer: ChannelLayer, copies: Copies) -> None:
+    """Rewrites every literal of a program in place, for the channels that a rewrite leaves.
+
+    Args:
+        graph: The program.
+        layer: The channel layer before the rewrite.
+        copies: Space name to the number of copies of each of its groups.
+    """
+    for node in graph.nodes:
+        for literal_rule in LITERALS:
+            if literal_rule.matches(node):
+                literal_rule.rewrite(node, layer, copies)
+
+
+def _new_shape(value: Value, copies: Copies) -> tuple[int, ...]:
+    return value.extents(copies)
+
+
+def _rewrite_sizes(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
+    """Sizes of a view, reshape or expand: each literal that is the output's extent becomes the new extent."""
+    (value,) = layer.values[node.name]
+    new = _new_shape(value, copies)
+    sizes, set_sizes = _size_arguments(node)
+    if len(sizes) == len(value.shape):
+        set_sizes([n if s == o else s for s, o, n in zip(sizes, value.shape, new, strict=True)])
+
+
+def _size_arguments(node: fx.Node) -> tuple[list[Any], Callable[[list[Any]], None]]:
+    """Returns a node's sizes, given one by one or as a sequence, and a way to set them."""
+    if len(node.args) > 1 and isinstance(node.args[1], (tuple, list)):
+        return list(node.args[1]), lambda sizes: node.update_arg(1, tuple(sizes))
+    for key in ("size", "shape"):
+        if isinstance(node.kwargs.get(key), (tuple, list)):
+            sizes = list(cast("Sequence[Any]", node.kwargs[key]))
+            return sizes, lambda new, key=key: node.update_kwarg(key, tuple(new))
+
+    def set_each(sizes: list[Any]) -> None:
+        node.args = (node.args[0], *sizes)
+
+    return list(node.args[1:]), set_each
+
+
+def _rewrite_unflatten(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
+    (value,) = layer.values[node.name]
+    new = _new_shape(value, copies)
+    dim = cast(int, _argument(node, 1, "dim"))
+    sizes = list(cast("Sequence[Any]", _argument(node, 2, "sizes")))
+    first = dim % (len(value.shape) - len(sizes) + 1)
+    old_part, new_part = value.shape[first : first + len(sizes)], new[first : first + len(sizes)]
+    fitted = tuple(n if s == o else s for s, o, n in zip(sizes, old_part, new_part, strict=True))
+    _set_argument(node, 2, "sizes", fitted)
+
+
+def _rewrite_split(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
+    """A split's size becomes the list of the pieces' new sizes."""
+    pieces = layer.values[node.name]
+    dim = cast(int, _argument(node, 2, "dim", 0)) % len(pieces[0].shape)
+    old, new = [p.shape[dim] for p in pieces], [_new_shape(p, copies)[dim] for p in pieces]
+    if old != new:
+        name = "split_size_or_sections" if node.target is torch.split else "split_size"
+        _set_argument(node, 1, name, new)
+
+
+def _tie_chunks(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
+    """Equal chunks stay equal: the same inner index of every chunk goes together."""
+    pieces = labelled[node.name]
+    dim = cast(int, _argument(node, 2, "dim", 0)) % len(pieces[0].shape)
+    vectors = [channel_vector(piece.layers, dim, facts, node.name) for piece in pieces]
+    for vector in vectors[1:]:
+        if vector is None or vectors[0] is None:
+            continue
+        if vector.shape == vectors[0].shape:
+            facts.tie(vectors[0], vector, "equal-chunks", node.name)
+        else:
+            layers = [layer for piece in pieces for layer in piece.layers]
+            facts.restrict(layers, "frozen", "unequal-chunks", "cut into chunks of unequal size", node.name)
+
+
+def _slices(node: fx.Node, value_rank: int) -> list[tuple[int, Any]]:
+    """Returns (dimension, index) of a subscript; none where the subscript is more than slices and integers."""
+    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    if any(item is None or not isinstance(item, (slice, int, fx.Node, type(...))) for item in index):
+        return []
+    if ... in index:
+        cut = index.index(...)
+        tail = list(index[cut + 1 :])
+        return [*enumerate(index[:cut]), *enumerate(tail, value_rank - len(tail))]
+    return list(enumerate(index))
+
+
+def _constrain_subscript(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
+    """A slice with bounds that the program computes, or with a step, does not follow a rewrite."""
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or len(labelled.get(source.name, ())) != 1:
+        return
+    (value,) = labelled[source.name]
+    for dim, item in _slices(node, len(value.shape)):
+        plain = isinstance(item, slice) and item.step in (None, 1)
+        literal = plain and all(isinstance(bound, (int, type(None))) for bound in (item.start, item.stop))
+        layers = [layer for layer in value.layers if dim in label_dims(layer)]
+        if not literal:
+            facts.restrict(layers, "frozen", "computed-slice", "sliced in a way that does not follow", node.name)
+
+
+def _rewrite_subscript(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or len(layer.values.get(source.name, ())) != 1:
+        return
+    (value,) = layer.values[source.name]
+    items = list(node.args[1]) if isinstance(node.args[1], tuple) else [node.args[1]]
+    offset = len(items) - len(_slices(node, len(value.shape)))
+    if offset not in (0, 1):
+        return
+    for dim, item in _slices(node, len(value.shape)):
+        if isinstance(item, slice) and (item.start is not None or item.stop is not None):
+            items[items.index(item)] = _moved_slice(item, dim, value, copies)
+    node.update_arg(1, tuple(items) if isinstance(node.args[1], tuple) else items[0])
+
+
+def _moved_slice(item: slice, dim: int, value: Value, copies: Copies) -> slice:
+    weights = [1] * value.shape[dim]
+    for layout in value.layouts:
+        if layout.dim == dim and layout.space in copies:
+            for position, group in enumerate(layout.groups):
+                weights[position] = copies[layout.space][group] if group >= 0 else weights[position]
+    if weights == [1] * len(weights) or not all(isinstance(b, (int, type(None))) for b in (item.start, item.stop)):
+        return item
+    start, stop, _ = item.indices(len(weights))
+    moved = slice(sum(weights[:start]), sum(weights[:stop]))
+    return slice(
+        None if item.start is None else moved.start, None if item.stop is None else moved.stop, item.step
+    )
+
+
+def _rewrite_normalized_shape(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
+    (value,) = layer.values[node.name]
+    shape = cast("Sequence[int]", _argument(node, 1, "normalized_shape"))
+    new = _new_shape(value, copies)
+    _set_argument(node, 1, "normalized_shape", tuple(new[len(new) - len(shape) :]))
+
+
+def _rewrite_conv_groups(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
+    """A depthwise convolution has as many groups as its input has channels."""
+    position = _CONV_GROUPS[node.target]
+    groups, source = _argument(node, position, "groups", 1), node.args[0]
+    if not isinstance(source, fx.Node) or not isinstance(groups, int) or groups == 1:
+        return
+    (value,), weight = layer.values[source.name], node.args[1]
+    kernel = layer.values[weight.name][0].shape if isinstance(weight, fx.Node) else ()
+    channel = len(value.shape) - len(kernel) + 1
+    if kernel and groups == value.shape[channel]:
+        _set_argument(node, position, "groups", _new_shape(value, copies)[channel])
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def _set_argument(node: fx.Node, position: int, name: str, value: Any) -> None:
+    if len(node.args) > position:
+        node.update_arg(position, value)
+    else:
+        node.update_kwarg(name, value)
+
+
+_CONV_GROUPS: dict[Any, int] = {
+    functional.conv1d: 6,
+    functional.conv2d: 6,
+    functional.conv3d: 6,
+    torch.conv1d: 6,
+    torch.conv2d: 6,
+    torch.conv3d: 6,
+    functional.conv_transpose1d: 6,
+    functional.conv_transpose2d: 6,
+    functional.conv_transpose3d: 6,
+}
+
+
+def _frozen(code: str, reason: str) -> Constrain:
+    def constrain(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
+        for value in labelled[node.name]:
+            facts.restrict(value.layers, "frozen", code, reason, node.name)
+
+    return constrain
+
+
+LITERALS: tuple[LiteralRule, ...] = (
+    LiteralRule(
+        ("view", "reshape", torch.reshape, "expand", torch.Tensor.view, "broadcast_to"), rewrite=_rewrite_sizes
+    ),
+    LiteralRule(("unflatten", torch.unflatten), rewrite=_rewrite_unflatten),
+    LiteralRule(("split", torch.split, "split_with_sizes"), rewrite=_rewrite_split),
+    LiteralRule(("chunk", torch.chunk, "tensor_split", torch.tensor_split), _tie_chunks),
+    LiteralRule((operator.getitem,), _constrain_subscript, _rewrite_subscript),
+    LiteralRule((functional.layer_norm, torch.layer_norm), rewrite=_rewrite_normalized_shape),
+    LiteralRule(tuple(_CONV_GROUPS), rewrite=_rewrite_conv_groups),
+    LiteralRule(
+        ("narrow", torch.narrow, "roll", torch.roll, "repeat", "as_strided", torch.as_strided, "tile", torch.tile),
+        _frozen("literal", "moved by literal positions that MorphIR does not rewrite"),
+    ),
+)
+
+
+def module_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Returns the attributes that a module's new parameter shapes demand.
+
+    Args:
+        module: A leaf module.
+        shapes: The new shapes by the module's own parameter and buffer names.
+    """
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return _conv_attributes(module, shapes["weight"])
+    if isinstance(module, nn.Linear):
+        return {"out_features": shapes["weight"][0], "in_features": shapes["weight"][1]}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        key = next((k for k in ("weight", "running_mean") if k in shapes), None)
+        return {} if key is None else {"num_features": shapes[key][0]}
+    if isinstance(module, nn.GroupNorm):
+        return {"num_channels": shapes["weight"][0]} if "weight" in shapes else {}
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return {"normalized_shape": shapes["weight"]} if "weight" in shapes else {}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": shapes["weight"][0]}
+    return {}
+
+
+def _conv_attributes(module: nn.modules.conv._ConvNd, shape: tuple[int, ...]) -> dict[str, Any]:
+    per_group = module.in_channels // module.groups
+    depthwise = module.groups > 1 and per_group == 1
+    first, second = shape[0], shape[1]
+    if module.transposed:
+        groups = first if depthwise else module.groups
+        return {"in_channels": first, "out_channels": second * groups, "groups": groups}
+    multiplier = module.out_channels // module.in_channels
+    groups = first // multiplier if depthwise else module.groups
+    return {"in_channels": second * groups, "out_channels": first, "groups": groups}

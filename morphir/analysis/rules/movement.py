@@ -1,0 +1,101 @@
+"""Data movement: the operator is executed on the label tensor itself, and so is its own rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from morphir.analysis.labels import NO_LABEL, Facts, Layer, Layers, label_dims, normalise
+from morphir.analysis.rules.operation import Operation, Outcome, rule
+
+# On labels a view may need a copy, since strides of 0 rarely survive a reshape.
+_ON_LABELS: dict[str, Any] = {"view": torch.reshape, "_unsafe_view": torch.reshape, "reshape": torch.reshape}
+
+
+@rule("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "unsqueeze", "slice", "select")
+@rule("split", "split_with_sizes", "unbind", "chunk", "flip", "roll", "narrow", "repeat", "pixel_shuffle")
+@rule("pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold", "diagonal", "movedim")
+def move(op: Operation, facts: Facts) -> Outcome:
+    """Runs a one-tensor operator on each layer."""
+    source, outputs = op.args[0], op.tensor_outputs
+    moved = [_moved_outputs(op, layer) for layer in op.layers_of(source)]
+    for layer, results in zip(op.layers_of(source), moved, strict=True):
+        lost = [result for result in results if label_dims(layer) and not label_dims(result)]
+        facts.restrict(lost, "frozen", "single-channel", "a single channel is singled out", op.node)
+    return Outcome([(out, tuple(layers[i] for layers in moved)) for i, out in enumerate(outputs)])
+
+
+def _moved_outputs(op: Operation, layer: Layer) -> list[Layer]:
+    function = _ON_LABELS.get(op.name, op.func)
+    arguments = list(op.args[1:])
+    if op.name == "_unsafe_view" or op.name == "view":
+        arguments = [op.argument("size")] if op.argument("size") is not None else arguments
+    results = pytree.tree_leaves(function(layer, *arguments, **op.kwargs))
+    here = layer.untyped_storage().data_ptr()
+    return [normalise(result, copied=result.untyped_storage().data_ptr() != here) for result in results]
+
+
+@rule("cat")
+def concatenate(op: Operation, facts: Facts) -> Outcome:
+    """Joins the layers that lie along the dimension; ties those that do not."""
+    tensors: list[torch.Tensor] = [t for t in op.argument("tensors") if t.shape != (0,)]
+    dim = op.argument("dim", 0) % op.result.dim()
+    crossing: list[Layer] = []
+    for tensor in tensors:
+        own = [layer for layer in op.layers_of(tensor) if dim in label_dims(layer)]
+        crossing.append(own[0] if own else torch.full((1,), NO_LABEL).expand(tensor.shape))
+        for layer in own[1:]:
+            facts.tie(own[0], layer, "same-position", op.node)
+    layers = _parallel_layers(op, tensors, dim, facts)
+    if any(bool((layer != NO_LABEL).any()) for layer in crossing):
+        layers = (*layers, normalise(torch.cat(crossing, dim), copied=True))
+    return Outcome([(op.result, layers)])
+
+
+def _parallel_layers(op: Operation, tensors: list[torch.Tensor], dim: int, facts: Facts) -> Layers:
+    """Layers that do not vary along the joined dimension: one of each, tied to the others' of the same dimensions."""
+    shape, found = tuple(op.result.shape), dict[tuple[int, ...], Layer]()
+    for tensor in tensors:
+        covered = {label_dims(layer) for layer in op.layers_of(tensor)}
+        for layer in op.layers_of(tensor):
+            dims = label_dims(layer)
+            if dim in dims or not dims:
+                continue
+            whole = layer.narrow(dim, 0, 1).expand(shape)
+            facts.tie(found.setdefault(dims, whole), whole, "same-position", op.node)
+        for dims in set(found) - covered:
+            facts.restrict((found[dims],), "frozen", "meets-constant", "joined with a value that has no channels", op.node)
+    return tuple(found.values())
+
+
+@rule("stack")
+def stack(op: Operation, facts: Facts) -> Outcome:
+    """Ties the stacked tensors' labels position by position."""
+    tensors: list[torch.Tensor] = op.argument("tensors")
+    dim = op.argument("dim", 0) % op.result.dim()
+    layers = op.layers_of(tensors[0])
+    for tensor in tensors[1:]:
+        others = op.layers_of(tensor)
+        if [label_dims(layer) for layer in layers] != [label_dims(layer) for layer in others]:
+            facts.restrict((*layers, *others), "frozen", "meets-constant", "stacked with another layout", op.node)
+            continue
+        for mine, other in zip(layers, others, strict=True):
+            facts.tie(mine, other, "same-position", op.node)
+    return Outcome([(op.result, tuple(layer.unsqueeze(dim).expand(op.result.shape) for layer in layers))])
+
+
+@rule("constant_pad_nd")
+def pad(op: Operation, facts: Facts) -> Outcome:
+    """Padding keeps the labels of dimensions that it does not pad; padded channels are constants."""
+    source, amounts = op.args[0], list(op.args[1])
+    padded = {source.dim() - 1 - i // 2 for i, amount in enumerate(amounts) if amount}
+    kept: list[Layer] = []
+    for layer in op.layers_of(source):
+        if padded & set(label_dims(layer)):
+            facts.restrict((layer,), "frozen", "channel-pad", "channels are padded with a constant", op.node)
+            continue
+        first = layer[tuple(slice(0, 1) if dim in padded else slice(None) for dim in range(layer.dim()))]
+        kept.append(first.expand(op.result.shape))
+    return Outcome([(op.result, tuple(kept))])

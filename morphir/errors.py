@@ -1,0 +1,50 @@
+"""The one error type that users meet: what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class MorphirError(Exception):
+    """Base of every error that a user can cause.
+
+    Args:
+        message: One sentence that says what is wrong.
+        node: Name of the graph node that the error is about.
+        source: The user's source line, as ``file.py:12``.
+        hint: What the user can do.
+    """
+
+    def __init__(
+        self, message: str, *, node: str | None = None, source: object | None = None, hint: str | None = None
+    ) -> None:
+        self.message = message
+        self.node = node
+        self.source = None if source is None else str(source)
+        self.hint = hint
+        super().__init__(self._render())
+
+    def _render(self) -> str:
+        lines = [self.message]
+        if self.node is not None:
+            where = f" ({self.source})" if self.source else ""
+            lines.append(f"  at: %{self.node}{where}")
+        elif self.source is not None:
+            lines.append(f"  at: {self.source}")
+        if self.hint is not None:
+            lines.append(f"  hint: {self.hint}")
+        return "\n".join(lines)
+
+
+class TraceError(MorphirError):
+    """The model cannot be traced by ``torch.fx``, or fails on the example inputs."""
+
+
+class VerificationError(MorphirError):
+    """A graph breaks an invariant of the IR, or a rewrite was not what it promised to be."""
+
+
+class RewriteError(MorphirError):
+    """A requested rewrite is not legal on this graph; nothing was changed."""
+
+
+class ExportError(MorphirError):
+    """A graph cannot be exported, or an export does not compute what the graph computes."""

@@ -1,0 +1,185 @@
+"""The channel layer of the IR: groups of channels, the spaces that they form, and what may be done to each.
+
+A *channel group* is all the channels that the wiring forces to be split or pruned together; a *channel space* is the
+ordered list of groups that the same producers make. Both are found by :mod:`morphir.analysis`; this file only holds
+what was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from morphir.errors import MorphirError
+from morphir.ir.source import SourceLocation
+
+VerdictKind = Literal["exact", "prune-only", "frozen"]
+Role = Literal["producer", "consumer", "region"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be done to one channel group, and why not more.
+
+    Attributes:
+        kind: ``"exact"`` (a split preserves the function), ``"prune-only"`` or ``"frozen"``.
+        code: Machine-readable reason; empty for exact groups.
+        reason: The reason in words; empty for exact groups.
+        node: Name of the graph node that is responsible.
+        source: The user's line that made this node.
+    """
+
+    kind: VerdictKind
+    code: str = ""
+    reason: str = ""
+    node: str | None = None
+    source: SourceLocation | None = None
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A mixing operator whose output channels belong to a space.
+
+    Attributes:
+        node: Name of the graph node; its output is y.
+        parameter: ``state_dict`` key of its kernel, w_in.
+        out_axis: The kernel's axis of output channels.
+        in_axis: The kernel's axis of input channels.
+    """
+
+    node: str
+    parameter: str
+    out_axis: int
+    in_axis: int
+    source: SourceLocation | None = None
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """An edge: one mixing operator that reads a tensor which holds the space's channels.
+
+    Attributes:
+        node: Name of the graph node that reads; its output is z.
+        tensor: Name of the graph node whose output is read (a).
+        parameter: ``state_dict`` key of the kernel, w_out.
+        in_axis: The kernel's axis of input channels.
+        out_axis: The kernel's axis of output channels.
+        dim: Dimension of ``tensor`` along which the channels lie.
+        groups: For every position along ``dim``, the group's index in the space, or -1.
+    """
+
+    node: str
+    tensor: str
+    parameter: str
+    in_axis: int
+    out_axis: int
+    dim: int
+    groups: tuple[int, ...]
+    source: SourceLocation | None = None
+
+
+@dataclass(frozen=True)
+class AxisBinding:
+    """One axis of one parameter or buffer whose entries belong to groups of a space.
+
+    Attributes:
+        parameter: ``state_dict`` key.
+        axis: Which axis.
+        role: ``"producer"`` (rows of w_in), ``"consumer"`` (columns of w_out) or ``"region"`` (biases, norms, depthwise).
+        groups: For every entry along the axis, the group's index in the space, or -1.
+    """
+
+    parameter: str
+    axis: int
+    role: Role
+    groups: tuple[int, ...]
+
+    def multiplicity(self, group: int) -> int:
+        """Returns how many entries of the axis belong to ``group``."""
+        return self.groups.count(group)
+
+
+@dataclass(frozen=True)
+class ChannelSpace:
+    """The ordered channel groups that the same producers make; named after the first of these producers."""
+
+    name: str
+    verdicts: tuple[Verdict, ...]
+    producers: tuple[Producer, ...]
+    consumers: tuple[Consumer, ...]
+    bindings: tuple[AxisBinding, ...]
+
+    @property
+    def width(self) -> int:
+        """Number of channel groups."""
+        return len(self.verdicts)
+
+    def verdict(self, index: int) -> Verdict:
+        """Returns what may be done to group ``index``.
+
+        Raises:
+            MorphirError: if there is no such group.
+        """
+        if not 0 <= index < self.width:
+            raise MorphirError(
+                f"space {self.name!r} has no channel group {index}",
+                hint=f"its groups are numbered 0 to {self.width - 1}",
+            )
+        return self.verdicts[index]
+
+    def binding(self, parameter: str, axis: int) -> AxisBinding | None:
+        """Returns how the space binds one axis of one parameter, or None."""
+        return next((b for b in self.bindings if b.parameter == parameter and b.axis == axis), None)
+
+
+@dataclass(frozen=True)
+class ValueLayout:
+    """Where a space's channels lie in one value of the graph.
+
+    Attributes:
+        space: Name of the space.
+        dim: Dimension of the value.
+        groups: For every position along ``dim``, the group's index in the space, or -1.
+    """
+
+    space: str
+    dim: int
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One tensor that a node yields: its shape and dtype on the example inputs, and the channels in it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layouts: tuple[ValueLayout, ...] = ()
+
+    def extents(self, copies: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+        """Returns the shape after a rewrite.
+
+        Args:
+            copies: Space name to the number of copies of each of its groups (0 for a pruned one, 2 for a split one).
+        """
+        weights = [[1] * extent for extent in self.shape]
+        for layout in self.layouts:
+            for position, group in enumerate(layout.groups):
+                if group >= 0 and layout.space in copies:
+                    weights[layout.dim][position] = copies[layout.space][group]
+        return tuple(map(sum, weights))
+
+
+@dataclass(frozen=True)
+class ChannelLayer:
+    """All that the analysis found about a graph.
+
+    Attributes:
+        spaces: Every channel space, in program order.
+        values: Node name to each tensor that the node yields.
+    """
+
+    spaces: Mapping[str, ChannelSpace]
+    values: Mapping[str, tuple[Value, ...]]

@@ -1,0 +1,191 @@
+"""``Graph``: an fx program that owns its parameters under the model's own ``state_dict`` keys.
+
+It is an ``nn.Module``: train it, move it, compile it. The channel layer stands beside the program and is replaced as
+a whole whenever a rewrite changes the program.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from morphir.errors import MorphirError
+from morphir.ir.channels import ChannelLayer, ChannelSpace
+from morphir.ir.index_map import Rewrite
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of an example input; the device is the graph's own."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def empty(self, device: torch.device) -> torch.Tensor:
+        """Returns an uninitialised tensor of this shape."""
+        return torch.empty(self.shape, dtype=self.dtype, device=device)
+
+
+@dataclass(frozen=True)
+class ExampleInputs:
+    """The example inputs' structure: a pytree with a :class:`TensorSpec` for each tensor."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @staticmethod
+    def of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExampleInputs:
+        """Describes actual inputs."""
+
+        def spec(leaf: Any) -> Any:
+            return TensorSpec(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf
+
+        args, kwargs = pytree.tree_map(spec, (args, dict(kwargs)))
+        return ExampleInputs(args, kwargs)
+
+    def materialise(self, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns uninitialised inputs of this structure (inside a fake mode: fake ones)."""
+
+        def make(leaf: Any) -> Any:
+            return leaf.empty(device) if isinstance(leaf, TensorSpec) else leaf
+
+        return cast(
+            "tuple[tuple[Any, ...], dict[str, Any]]",
+            pytree.tree_map(
+                make, (self.args, dict(self.kwargs)), is_leaf=lambda leaf: isinstance(leaf, TensorSpec)
+            ),
+        )
+
+    @property
+    def batch_size(self) -> int | None:
+        """The leading extent of the first tensor."""
+        leaves = pytree.tree_leaves(
+            (self.args, dict(self.kwargs)), is_leaf=lambda leaf: isinstance(leaf, TensorSpec)
+        )
+        shapes = [leaf.shape for leaf in leaves if isinstance(leaf, TensorSpec) and leaf.shape]
+        return shapes[0][0] if shapes else None
+
+
+class Graph(fx.GraphModule):
+    """A traced model with its channel spaces.
+
+    Make one with :func:`morphir.trace`. The parameters are copies of the model's: the model itself is never changed.
+
+    Attributes:
+        inputs: What the example inputs looked like.
+        module_types: Module path to the class name in the user's model; ``""`` is the model itself.
+        history: Every rewrite that was applied, oldest first.
+    """
+
+    inputs: ExampleInputs
+    module_types: Mapping[str, str]
+    history: tuple[Rewrite, ...]
+
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        *,
+        inputs: ExampleInputs,
+        module_types: Mapping[str, str],
+        history: Sequence[Rewrite] = (),
+    ) -> None:
+        super().__init__(root, graph, class_name="Graph")
+        _adopt_unused_state(self, root)
+        self.inputs = inputs
+        self.module_types = MappingProxyType(dict(module_types))
+        self.history = tuple(history)
+        self._channels: ChannelLayer | None = None
+        self.train(root.training)
+
+    @property
+    def channels(self) -> ChannelLayer:
+        """What the analysis found; raises :class:`MorphirError` on a graph that was never analysed."""
+        if self._channels is None:
+            raise MorphirError("this graph was not analysed", hint="make graphs with morphir.trace")
+        return self._channels
+
+    @property
+    def spaces(self) -> Mapping[str, ChannelSpace]:
+        """Every channel space by name, in program order."""
+        return self.channels.spaces
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        tensor = next(iter((*self.parameters(), *self.buffers())), None)
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    def space(self, name: str) -> ChannelSpace:
+        """Returns one space.
+
+        Raises:
+            MorphirError: if there is no such space; the message lists the closest names.
+        """
+        if name not in self.spaces:
+            raise MorphirError(
+                f"there is no channel space {name!r}", hint=f"the spaces are: {', '.join(self.spaces)}"
+            )
+        return self.spaces[name]
+
+    def node(self, name: str) -> fx.Node:
+        """Returns the node of that name."""
+        return next(node for node in self.graph.nodes if node.name == name)
+
+    def attach(self, channels: ChannelLayer) -> None:
+        """Replaces the channel layer; for :mod:`morphir.analysis` and the rewriter alone."""
+        self._channels = channels
+
+    def record(self, rewrite: Rewrite) -> None:
+        """Appends to the history; for the rewriter alone."""
+        self.history = (*self.history, rewrite)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
+        root = nn.Module()
+        root.__dict__.update({k: v for k, v in self.__dict__.items() if k not in {"_modules", "_graph"}})
+        root.__dict__["_modules"] = copy.deepcopy(self._modules, memo)
+        root.__dict__["_parameters"] = copy.deepcopy(self._parameters, memo)
+        root.__dict__["_buffers"] = copy.deepcopy(self._buffers, memo)
+        clone = Graph(
+            root,
+            copy.deepcopy(self.graph),
+            inputs=self.inputs,
+            module_types=self.module_types,
+            history=self.history,
+        )
+        clone._channels = self._channels
+        return clone
+
+
+def _adopt_unused_state(graph: Graph, root: nn.Module) -> None:
+    """Registers what the traced program never reads, so that the ``state_dict`` keys stay the model's own."""
+    for path, module in root.named_modules():
+        owned = (*module._parameters.items(), *module._buffers.items())
+        if path and owned and not _has_module(graph, path):
+            graph.add_submodule(path, module)
+        target = graph.get_submodule(path) if _has_module(graph, path) else None
+        if target is None or target is module:
+            continue
+        for name, tensor in owned:
+            if tensor is None or hasattr(target, name):
+                continue
+            if isinstance(tensor, nn.Parameter):
+                target.register_parameter(name, tensor)
+            else:
+                persistent = name not in module._non_persistent_buffers_set
+                target.register_buffer(name, tensor, persistent=persistent)
+
+
+def _has_module(graph: nn.Module, path: str) -> bool:
+    try:
+        graph.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

@@ -1,0 +1,56 @@
+"""Where a graph node comes from: the user's file and line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import torch
+from torch import fx
+
+_INTERNAL = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent}{os.sep}")
+
+
+@dataclass(frozen=True)
+class SourceLocation:
+    """A line of the user's program; prints as ``net.py:12``."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{Path(self.file).name}:{self.line}"
+
+
+def _is_user_file(filename: str) -> bool:
+    return not filename.startswith((*_INTERNAL, "<"))
+
+
+def calling_user_line() -> SourceLocation | None:
+    """Returns the innermost line on the stack that is neither torch's nor the tracer's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if _is_user_file(frame.f_code.co_filename):
+            return SourceLocation(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return None
+
+
+def failing_user_line(traceback: TracebackType | None) -> SourceLocation | None:
+    """Returns the innermost user line of a traceback."""
+    found: SourceLocation | None = None
+    while traceback is not None:
+        filename = traceback.tb_frame.f_code.co_filename
+        if _is_user_file(filename):
+            found = SourceLocation(filename, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return found
+
+
+def source_of(node: fx.Node) -> SourceLocation | None:
+    """Returns the user's line that made ``node``, or None for nodes that MorphIR made."""
+    found = node.meta.get("source")
+    return found if isinstance(found, SourceLocation) else None

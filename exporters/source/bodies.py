@@ -1,0 +1,289 @@
+"""From one call of a module to the statements of its ``forward``, with numbered variables."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from torch import fx
+
+from exporters.source.calls import Scope, under
+from exporters.source.functions import AUGMENTED, INFIX, PREFIX, function_name, parameters
+from exporters.source.template import Argument, Call, Hole, Piece, Ref, Template
+
+Access = Callable[[str, str], str]
+"""How source reaches an object: (path of ``self``, path of the object) to ``self.features[0]``."""
+
+_SHAPE_METHODS = {"size", "dim", "numel"}
+_SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """``targets = value``; an augmented one is ``targets[0] <operator> value``.
+
+    Attributes:
+        hint: What to call the result, where there is a good name for it.
+        scalar: The value is a size, a dtype or the like, no tensor.
+    """
+
+    targets: tuple[int, ...]
+    value: Template
+    augmented: str | None = None
+    hint: str = ""
+    scalar: bool = False
+
+
+@dataclass(frozen=True)
+class Body:
+    """A forward function.
+
+    Attributes:
+        inputs: The values from outside that it reads, in order of first use.
+        statements: What it does.
+        result: What it returns; None if nothing is read.
+    """
+
+    inputs: tuple[fx.Node, ...]
+    statements: tuple[Statement, ...]
+    result: Template | None
+
+
+@dataclass
+class _Writer:
+    """The state of writing one body: what each node of the program is called in it."""
+
+    path: str
+    access: Access
+    results: Mapping[str, tuple[int, ...]]
+    known: dict[fx.Node, Template] = field(default_factory=dict["fx.Node", Template])
+    inputs: list[fx.Node] = field(default_factory=list[fx.Node])
+    statements: list[Statement] = field(default_factory=list[Statement])
+    count: int = 0
+
+    def declare(self, node: fx.Node) -> int:
+        """Makes a new variable for what ``node`` computes."""
+        number, self.count = self.count, self.count + 1
+        self.known[node] = (Ref(number),)
+        return number
+
+    def read(self, node: fx.Node) -> Template:
+        """Returns the expression for a value; one from outside becomes an input."""
+        if node.op == "get_attr" and node.target == "training":
+            return ("self.training",)
+        if node.op == "get_attr" and under(str(node.target), self.path):
+            return (self.access(self.path, str(node.target)),)
+        if node not in self.known:
+            self.inputs.append(node)
+            self.declare(node)
+        return self.known[node]
+
+    def value(self, argument: object, hint: str = "value") -> Template:
+        """Returns the expression for an argument of a node."""
+        if isinstance(argument, fx.Node):
+            return self.read(argument)
+        if isinstance(argument, slice):
+            return ("slice(", *self._listed((argument.start, argument.stop, argument.step), hint), ")")
+        if not _holds_node(argument):
+            return (Hole(_unwrapped(argument), hint),)
+        if isinstance(argument, dict):
+            pairs = cast("dict[str, object]", argument).items()
+            listed = [(Hole(key), ": ", *self.value(item, hint)) for key, item in pairs]
+            return ("{", *_joined(listed), "}")
+        opening, closing = ("[", "]") if isinstance(argument, list) else ("(", ")")
+        items = cast("tuple[object, ...]", argument)
+        comma = (",",) if len(items) == 1 and closing == ")" else ()
+        return (opening, *self._listed(items, hint), *comma, closing)
+
+    def _listed(self, items: tuple[object, ...], hint: str) -> Template:
+        return _joined([self.value(item, hint) for item in items])
+
+    def operand(self, argument: object) -> Template:
+        """Returns an argument as it can stand beside an operator or before a dot."""
+        template = self.value(argument)
+        negative = isinstance(argument, (int, float)) and argument < 0
+        return ("(", *template, ")") if negative or " " in _text(template) else template
+
+    def write(self, node: fx.Node) -> None:
+        """Appends what one node does, or keeps it to be written where it is read."""
+        if node.target in AUGMENTED and node.op == "call_function":
+            if self._augment(node):
+                return
+        template = _WRITERS[node.op](self, node)
+        scalar = _is_scalar(node)
+        if _is_inlined(node, scalar):
+            self.known[node] = template
+            return
+        hint = "size" if scalar else ""
+        self.statements.append(Statement((self.declare(node),), template, hint=hint, scalar=scalar))
+
+    def _augment(self, node: fx.Node) -> bool:
+        """Writes ``x += y``, if ``x`` is a variable that nothing reads afterwards under its old meaning."""
+        target, value = node.args
+        last_use = isinstance(target, fx.Node) and len(target.users) == 1
+        if not (isinstance(target, fx.Node) and last_use and isinstance(self.read(target)[0], Ref)):
+            return False
+        number = cast("Ref", self.read(target)[0]).number
+        self.statements.append(Statement((number,), self.value(value), AUGMENTED[node.target]))
+        self.known[node] = (Ref(number),)
+        return True
+
+    def call(self, scope: Scope) -> None:
+        """Appends the call of an inner module."""
+        body = write_body(scope, self.access, self.results)
+        arguments = tuple(Argument(self.read(node)) for node in body.inputs)
+        callee = self.access(self.path, scope.path)
+        nodes = list(scope.nodes())
+        targets = tuple(self.declare(nodes[at]) for at in self.results[scope.path])
+        name = scope.path.rsplit(".", 1)[-1]
+        hint = name if name.isidentifier() and len(targets) == 1 else ""
+        self.statements.append(Statement(targets, (Call((callee,), arguments),), hint=hint))
+
+
+def write_body(scope: Scope, access: Access, results: Mapping[str, tuple[int, ...]]) -> Body:
+    """Returns the statements of one call.
+
+    Args:
+        scope: The call.
+        access: How source reaches parameters and modules.
+        results: For the path of every called module, the positions of the nodes that it returns.
+    """
+    writer = _Writer(scope.path, access, results)
+    _write_items(writer, scope)
+    nodes = list(scope.nodes())
+    returned = [writer.read(nodes[at]) for at in results[scope.path]]
+    result = _joined(returned) if returned else None
+    return Body(tuple(writer.inputs), tuple(writer.statements), result)
+
+
+def write_root(root: Scope, graph: fx.Graph, access: Access, results: Mapping[str, tuple[int, ...]]) -> Body:
+    """Returns the statements of the model's forward; its inputs are all the model's, read or not."""
+    writer = _Writer("", access, results)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in placeholders:
+        writer.declare(node)
+    _write_items(writer, root)
+    output = next(node for node in graph.nodes if node.op == "output")
+    return Body(tuple(placeholders), tuple(writer.statements), writer.value(output.args[0]))
+
+
+def _write_items(writer: _Writer, scope: Scope) -> None:
+    for item in scope.items:
+        if isinstance(item, Scope):
+            writer.call(item)
+        else:
+            writer.write(item)
+
+
+def _call_module(writer: _Writer, node: fx.Node) -> Template:
+    return (Call((writer.access(writer.path, str(node.target)),), _arguments(writer, node, ())),)
+
+
+def _call_method(writer: _Writer, node: fx.Node) -> Template:
+    receiver, *rest = node.args
+    callee = (*writer.operand(receiver), f".{node.target}")
+    names = tuple((str(node.target), None) for _ in rest)
+    return (Call(callee, _arguments(writer, node, names, tuple(rest))),)
+
+
+def _call_function(writer: _Writer, node: fx.Node) -> Template:
+    target, args = node.target, node.args
+    if target is operator.getitem:
+        return (*writer.operand(args[0]), "[", *_index(writer, args[1]), "]")
+    if target is getattr and len(args) == 2:
+        return (*writer.operand(args[0]), f".{args[1]}")
+    if target in INFIX and len(args) == 2 and not node.kwargs:
+        return (*writer.operand(args[0]), f" {INFIX[target]} ", *writer.operand(args[1]))
+    if target in PREFIX and not node.kwargs:
+        return (PREFIX[target], *writer.operand(args[0]))
+    if target is getattr:
+        return (Call(("getattr",), _arguments(writer, node, ())),)
+    return (Call((function_name(node),), _arguments(writer, node, parameters(target))),)
+
+
+_WRITERS: Mapping[str, Callable[[_Writer, fx.Node], Template]] = {
+    "call_module": _call_module,
+    "call_method": _call_method,
+    "call_function": _call_function,
+}
+
+
+def _arguments(
+    writer: _Writer,
+    node: fx.Node,
+    names: tuple[tuple[str, Hole | None], ...],
+    args: tuple[object, ...] | None = None,
+) -> tuple[Argument, ...]:
+    defaults = dict(names)
+    hints = [name for name, _ in names] + ["value"] * len(node.args)
+    given = node.args if args is None else args
+    positional = [Argument(writer.value(arg, hint)) for arg, hint in zip(given, hints, strict=False)]
+    named = [Argument(writer.value(arg, key), key, defaults.get(key)) for key, arg in node.kwargs.items()]
+    return (*positional, *named)
+
+
+def _index(writer: _Writer, index: object) -> Template:
+    if isinstance(index, tuple) and index:
+        items = [_index_item(writer, item) for item in cast("tuple[object, ...]", index)]
+        return (*_joined(items), *((",",) if len(items) == 1 else ()))
+    return _index_item(writer, index)
+
+
+def _index_item(writer: _Writer, item: object) -> Template:
+    if not isinstance(item, slice):
+        return writer.value(item, "index")
+    bounds = [() if bound is None else writer.value(bound, "index") for bound in (item.start, item.stop)]
+    step = () if item.step is None else (":", *writer.value(item.step, "index"))
+    return (*bounds[0], ":", *bounds[1], *step)
+
+
+def _is_scalar(node: fx.Node) -> bool:
+    """Whether the value is made of sizes alone, so that it is the same wherever it is computed."""
+    if node.op == "call_method":
+        return node.target in _SHAPE_METHODS
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] in _SHAPE_ATTRIBUTES
+    arithmetic = node.target is operator.getitem or node.target in INFIX
+    return arithmetic and all(_is_scalar(argument) for argument in node.all_input_nodes)
+
+
+def _is_inlined(node: fx.Node, scalar: bool) -> bool:
+    """Whether the expression is written where it is read: cheap, without side effects, and read once."""
+    once = len(node.users) == 1
+    return once and (scalar or _is_element(node)) or (scalar and all(_is_element(user) for user in node.users))
+
+
+def _is_element(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target is operator.getitem and isinstance(node.args[1], int)
+
+
+def _holds_node(argument: object) -> bool:
+    found: list[fx.Node] = []
+    fx.node.map_arg(cast("fx.node.Argument", argument), lambda node: found.append(node) or node)
+    return bool(found)
+
+
+def _unwrapped(argument: object) -> object:
+    """Returns fx's immutable lists and dicts as plain ones."""
+    if isinstance(argument, list):
+        return [_unwrapped(item) for item in cast("list[object]", argument)]
+    if isinstance(argument, tuple):
+        return tuple(_unwrapped(item) for item in cast("tuple[object, ...]", argument))
+    if isinstance(argument, dict):
+        return {key: _unwrapped(item) for key, item in cast("dict[object, object]", argument).items()}
+    return argument
+
+
+def _joined(templates: list[Template]) -> Template:
+    joined: list[Piece] = []
+    for at, template in enumerate(templates):
+        joined += [", ", *template] if at else template
+    return tuple(joined)
+
+
+def _text(template: Template) -> str:
+    return "".join(piece for piece in template if isinstance(piece, str))

@@ -1,0 +1,133 @@
+"""What to call the functions of a traced program in source that imports torch and the standard library alone."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from exporters.source.template import Hole
+from morphir.errors import ExportError
+from morphir.ir.source import source_of
+
+INFIX: Mapping[object, str] = {
+    operator.add: "+",
+    operator.sub: "-",
+    operator.mul: "*",
+    operator.truediv: "/",
+    operator.floordiv: "//",
+    operator.mod: "%",
+    operator.pow: "**",
+    operator.matmul: "@",
+    operator.and_: "&",
+    operator.or_: "|",
+    operator.xor: "^",
+    operator.lshift: "<<",
+    operator.rshift: ">>",
+    operator.eq: "==",
+    operator.ne: "!=",
+    operator.lt: "<",
+    operator.le: "<=",
+    operator.gt: ">",
+    operator.ge: ">=",
+}
+AUGMENTED: Mapping[object, str] = {
+    operator.iadd: "+=",
+    operator.isub: "-=",
+    operator.imul: "*=",
+    operator.itruediv: "/=",
+    operator.ifloordiv: "//=",
+    operator.imod: "%=",
+    operator.ipow: "**=",
+    operator.imatmul: "@=",
+    operator.iand: "&=",
+    operator.ior: "|=",
+    operator.ixor: "^=",
+}
+PREFIX: Mapping[object, str] = {operator.neg: "-", operator.pos: "+", operator.invert: "~"}
+
+HELPERS: Mapping[str, str] = {
+    "torchvision.ops.stochastic_depth.stochastic_depth": '''
+def stochastic_depth(x, p, mode, training=True):
+    """Drops whole residual branches at random while training: per batch, or per row of it."""
+    if not training or p == 0.0:
+        return x
+    size = [x.shape[0] if mode == "row" else 1] + [1] * (x.ndim - 1)
+    noise = torch.empty(size, dtype=x.dtype, device=x.device).bernoulli_(1.0 - p)
+    if p < 1.0:
+        noise.div_(1.0 - p)
+    return x * noise
+''',
+}
+"""Functions that are leaves of the trace but not torch's, by their full name, and what stands for them in source."""
+
+_NAMESPACES: tuple[tuple[str, ModuleType], ...] = (
+    ("torch", torch),
+    ("F", F),
+    ("torch.linalg", torch.linalg),
+    ("torch.fft", torch.fft),
+    ("torch.special", torch.special),
+    ("math", math),
+    ("operator", operator),
+)
+
+
+def _public_functions() -> Iterator[tuple[object, str]]:
+    for prefix, namespace in reversed(_NAMESPACES):
+        for name, value in vars(namespace).items():
+            if callable(value) and not name.startswith("_"):
+                yield value, f"{prefix}.{name}"
+    for name in ("_assert", "_shape_as_tensor"):
+        if hasattr(torch, name):
+            yield getattr(torch, name), f"torch.{name}"
+
+
+_NAMES: Mapping[int, str] = {id(value): name for value, name in _public_functions()}
+
+
+def full_name(target: object) -> str:
+    """Returns the module and name where a function was defined."""
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', target)}"
+
+
+def function_name(node: fx.Node) -> str:
+    """Returns what source calls the function of a ``call_function`` node.
+
+    Raises:
+        ExportError: if it is not a function of torch or of the standard library.
+    """
+    target = node.target
+    if id(target) in _NAMES:
+        return _NAMES[id(target)]
+    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return f"torch.ops.{target}"
+    name = getattr(target, "__name__", "")
+    if name and inspect.getattr_static(torch.Tensor, name, None) is target:
+        return f"torch.Tensor.{name}"
+    if full_name(target) in HELPERS:
+        return full_name(target).rsplit(".", 1)[-1]
+    raise ExportError(
+        f"{full_name(target)} is not a function of torch, and exported source imports nothing else",
+        node=node.name,
+        source=source_of(node),
+        hint="write it with torch's functions; torch.fx.wrap hides what is inside from the trace",
+    )
+
+
+def parameters(target: object) -> tuple[tuple[str, Hole | None], ...]:
+    """Returns the names and defaults of a Python function's parameters; nothing for built-in functions."""
+    dispatched = torch._jit_internal.boolean_dispatched.get(cast("Any", target))
+    function = cast("Callable[..., object]", dispatched["if_false"] if dispatched else target)
+    if not inspect.isfunction(function):
+        return ()
+    return tuple(
+        (p.name, None if p.default is p.empty else Hole(p.default))
+        for p in inspect.signature(function).parameters.values()
+    )

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelLayer, ChannelSpace
 from morphir.ir.index_map import Rewrite
+from morphir.ir.state import is_persistent, own_state, submodules
 
 
 @dataclass(frozen=True)
@@ -166,21 +167,20 @@ class Graph(fx.GraphModule):
 
 def _adopt_unused_state(graph: Graph, root: nn.Module) -> None:
     """Registers what the traced program never reads, so that the ``state_dict`` keys stay the model's own."""
-    for path, module in root.named_modules():
-        owned = (*module._parameters.items(), *module._buffers.items())
+    for path, module in submodules(root):
+        owned = own_state(module)
         if path and owned and not _has_module(graph, path):
             graph.add_submodule(path, module)
         target = graph.get_submodule(path) if _has_module(graph, path) else None
         if target is None or target is module:
             continue
-        for name, tensor in owned:
-            if tensor is None or hasattr(target, name):
+        for name, tensor in owned.items():
+            if hasattr(target, name):
                 continue
             if isinstance(tensor, nn.Parameter):
                 target.register_parameter(name, tensor)
             else:
-                persistent = name not in module._non_persistent_buffers_set
-                target.register_buffer(name, tensor, persistent=persistent)
+                target.register_buffer(name, tensor, persistent=is_persistent(module, name))
 
 
 def _has_module(graph: nn.Module, path: str) -> bool:

@@ -60,9 +60,7 @@ class IndexMap:
     def lineage(self) -> tuple[str, ...]:
         """Every new group as text: ``3`` kept, ``3+`` and ``3-`` the halves of a split."""
         marks = {0: "", 1: "+", -1: "-"}
-        return tuple(
-            f"{source}{marks[sign]}" for source, sign in zip(self.sources, self.signs, strict=True)
-        )
+        return tuple(f"{source}{marks[sign]}" for source, sign in zip(self.sources, self.signs, strict=True))
 
     def __str__(self) -> str:
         return f"{self.space}: {self.old_width} -> {self.new_width} [{' '.join(self.lineage)}]"

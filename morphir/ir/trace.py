@@ -17,6 +17,7 @@ from torch import fx, nn
 from morphir.errors import MorphirError, TraceError
 from morphir.ir.graph import ExampleInputs, Graph
 from morphir.ir.source import calling_user_line, failing_user_line
+from morphir.ir.state import evaluation_mode, restore_modes, submodules, training_modes
 
 ExampleArgument = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -56,7 +57,7 @@ def trace_program(model: nn.Module, example_inputs: ExampleArgument) -> Graph:
     root = copy.deepcopy(model)
     program = _trace_both_modes(root)
     _check_arguments(program, args, kwargs)
-    module_types = {path: type(module).__name__ for path, module in model.named_modules()}
+    module_types = {path: type(module).__name__ for path, module in submodules(model)}
     graph = Graph(root, program, inputs=ExampleInputs.of(args, kwargs), module_types=module_types)
     _check_runs(graph, args, kwargs)
     return graph
@@ -64,12 +65,11 @@ def trace_program(model: nn.Module, example_inputs: ExampleArgument) -> Graph:
 
 def _trace_both_modes(root: nn.Module) -> fx.Graph:
     training = root.training
-    states = {path: module.training for path, module in root.named_modules()}
+    modes = training_modes(root)
     current = _trace_once(root)
     root.train(not training)
     other = _try_trace(root)
-    for path, module in root.named_modules():
-        module.training = states[path]
+    restore_modes(root, modes)
     if other is not None:
         _read_training_flag(current, other, training)
     return current
@@ -105,7 +105,9 @@ def _read_training_flag(current: fx.Graph, other: fx.Graph, training: bool) -> N
     flag: fx.Node | None = None
     for node, twin in zip(here, there, strict=True):
         follows = [
-            key for key, value in node.kwargs.items() if value is training and twin.kwargs[key] is (not training)
+            key
+            for key, value in node.kwargs.items()
+            if value is training and twin.kwargs[key] is (not training)
         ]
         positions = [
             i for i, value in enumerate(node.args) if value is training and twin.args[i] is (not training)
@@ -134,10 +136,9 @@ def _check_arguments(program: fx.Graph, args: tuple[Any, ...], kwargs: Mapping[s
 
 def _check_runs(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Runs the program once in evaluation mode, so that a shape mismatch is named here and not in a later pass."""
-    states = {path: module.training for path, module in graph.named_modules()}
-    runner = _NamingInterpreter(graph.eval())
+    runner = _NamingInterpreter(graph)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(graph):
             runner.run(*args, *keywords_in_order(graph, len(args), kwargs))
     except Exception as error:
         node = runner.current
@@ -147,9 +148,6 @@ def _check_runs(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
             source=None if node is None else node.meta.get("source"),
             hint="check the example inputs' shapes, dtypes and device",
         ) from error
-    finally:
-        for path, module in graph.named_modules():
-            module.training = states[path]
 
 
 class _NamingInterpreter(fx.Interpreter):

@@ -1,0 +1,43 @@
+"""Remarks: typed statements that a rewrite was applied, missed or refused, with the reason and the blocking node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from morphir.ir.source import SourceLocation
+
+RemarkKind = Literal["applied", "missed", "refused"]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One statement about one site.
+
+    Attributes:
+        kind: ``"applied"``, ``"missed"`` (legal, but not done) or ``"refused"`` (not legal).
+        code: Machine-readable; tests and tools compare this, not the text.
+        message: The same in words.
+        space: Name of the channel space, if the remark is about one.
+        index: Index of the channel group, if the remark is about one.
+        node: Name of the node that is responsible.
+        source: The user's line that made the node.
+    """
+
+    kind: RemarkKind
+    code: str
+    message: str
+    space: str | None = None
+    index: int | None = None
+    node: str | None = None
+    source: SourceLocation | None = None
+
+    def __str__(self) -> str:
+        site = "" if self.space is None else f" {self.space}" + ("" if self.index is None else f"[{self.index}]")
+        where = "" if self.node is None else f" at %{self.node}" + (f" ({self.source})" if self.source else "")
+        return f"{self.kind}{site}: {self.message} [{self.code}]{where}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the remark as plain data."""
+        fields = ("kind", "code", "message", "space", "index", "node")
+        return {**{name: getattr(self, name) for name in fields}, "source": str(self.source) if self.source else None}

@@ -1,0 +1,1 @@
+"""Morphisms: parameterised local changes that leave the function unchanged at theta = 0."""

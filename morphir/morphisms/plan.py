@@ -1,0 +1,71 @@
+"""From a set of morphisms to one index map per space; all indices refer to the graph as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from morphir.errors import RewriteError
+from morphir.ir.channels import ChannelSpace
+from morphir.ir.graph import Graph
+from morphir.ir.index_map import IndexMap, Theta
+from morphir.morphisms.base import Child, Morphism
+
+_KEPT = (Child(1.0, 0),)
+
+
+def by_space(graph: Graph, morphisms: Iterable[Morphism]) -> dict[str, dict[int, Morphism]]:
+    """Sorts morphisms by space and group, and checks each against its group's verdict.
+
+    Raises:
+        MorphirError: for an unknown space or index, a verdict that does not allow the morphism, or a group named twice.
+    """
+    found: dict[str, dict[int, Morphism]] = {}
+    for morphism in morphisms:
+        morphism.check(graph.space(morphism.space))
+        groups = found.setdefault(morphism.space, {})
+        if morphism.index in groups:
+            raise RewriteError(
+                f"{morphism.space}[{morphism.index}] is named twice: {groups[morphism.index]} and {morphism}",
+                hint="name each channel group at most once; all indices refer to the graph as it was before",
+            )
+        groups[morphism.index] = morphism
+    return {name: found[name] for name in graph.spaces if name in found}
+
+
+def index_maps(graph: Graph, morphisms: Iterable[Morphism]) -> tuple[IndexMap, ...]:
+    """Returns one index map for each space that the morphisms change, in program order.
+
+    Raises:
+        MorphirError: as :func:`by_space`, and for pruning a space to nothing.
+    """
+    planned = by_space(graph, morphisms)
+    return tuple(_index_map(graph.space(name), groups) for name, groups in planned.items())
+
+
+def _index_map(space: ChannelSpace, morphisms: Mapping[int, Morphism]) -> IndexMap:
+    children = [
+        (group, child)
+        for group in range(space.width)
+        for child in (morphisms[group].children if group in morphisms else _KEPT)
+    ]
+    if not children:
+        raise RewriteError(
+            f"pruning all {space.width} channel groups of {space.name!r} would leave nothing",
+            hint="keep at least one channel group in every space",
+        )
+    thetas: dict[int, Theta] = {
+        group: morphism.parameters for group, morphism in morphisms.items() if morphism.parameters
+    }
+    return IndexMap(
+        space.name,
+        space.width,
+        tuple(group for group, _ in children),
+        tuple(child.scale for _, child in children),
+        tuple(child.sign for _, child in children),
+        thetas,
+    )
+
+
+def copies_of(maps: Sequence[IndexMap]) -> dict[str, tuple[int, ...]]:
+    """Returns, for each mapped space, how many new groups come from each old one."""
+    return {m.space: tuple(m.sources.count(group) for group in range(m.old_width)) for m in maps}

@@ -1,0 +1,1 @@
+"""Graph-rewrite passes: the pass manager, the rewriter, and one file for each pass."""

@@ -1,0 +1,168 @@
+"""``ReexpressBatchNorm``: makes the train-mode function the eval-mode function again after splits with theta != 0.
+
+While theta is learned, batch norm uses running statistics; split children copy them, so the eval-mode function is what was
+learned. In train mode batch norm uses the statistics of y + delta and y - delta, which are not y's. So the children's
+statistics m', v' are estimated on data, and the affine map is written in them::
+
+    s = sqrt(v + eps),  s' = sqrt(v' + eps)
+    gamma' = gamma s' / s,    beta' = beta + gamma (m' - m) / s
+
+The eval-mode function is unchanged exactly; the train-mode function equals it up to the batches' sampling error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn, optim
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from morphir.ir.graph import Graph
+from morphir.ir.index_map import IndexMap
+from morphir.ir.remarks import Remark
+from passes.base import Pass, PassResult
+from passes.moments import powers_of
+from passes.rewriter import Rewriter
+
+
+@dataclass(frozen=True)
+class ReexpressBatchNorm(Pass):
+    """Re-expresses the batch norms of split channels in statistics estimated on data.
+
+    Attributes:
+        batches: Model inputs (a tensor, or a tuple of arguments); a handful of training batches will do.
+        index_maps: The maps of the splits that were just applied; only their children are re-estimated.
+    """
+
+    name: ClassVar[str] = "reexpress-batch-norm"
+
+    batches: Iterable[Any] = field(default=(), repr=False)
+    index_maps: tuple[IndexMap, ...] = ()
+
+    def apply(self, rewriter: Rewriter) -> PassResult:
+        """Estimates the children's statistics in evaluation mode and rewrites the affine maps."""
+        children = dict(_children(rewriter.graph, self.index_maps))
+        targets = {path: mask for path, mask in children.items() if _can_reexpress(rewriter.graph, path)}
+        remarks = tuple(_missed(path) for path in children if path not in targets)
+        if not targets:
+            return PassResult(remarks=remarks)
+        moments = _estimate(rewriter.graph, list(targets), self.batches)
+        for path, mask in targets.items():
+            _reexpress(_norm(rewriter.graph, path), moments[path], mask, rewriter.optimizer)
+        return PassResult(remarks=remarks, modified=True)
+
+
+def _children(graph: Graph, maps: Sequence[IndexMap]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields every batch norm that holds split children, with a mask of these."""
+    signs = {m.space: m.signs for m in maps if any(m.signs)}
+    masks: dict[str, torch.Tensor] = {}
+    for name, space in graph.spaces.items():
+        for binding in space.bindings:
+            path, _, tensor = binding.parameter.rpartition(".")
+            module = graph.get_submodule(path)
+            if name in signs and isinstance(module, _BatchNorm) and tensor in {"weight", "running_mean"}:
+                mask = torch.tensor([g >= 0 and signs[name][g] != 0 for g in binding.groups])
+                masks[path] = masks[path] | mask if path in masks else mask
+    yield from ((path, mask) for path, mask in masks.items() if bool(mask.any()))
+
+
+def _norm(graph: Graph, path: str) -> _BatchNorm:
+    module = graph.get_submodule(path)
+    assert isinstance(module, _BatchNorm)
+    return module
+
+
+def _can_reexpress(graph: Graph, path: str) -> bool:
+    norm = _norm(graph, path)
+    return norm.affine and norm.track_running_stats and norm.running_mean is not None
+
+
+def _missed(path: str) -> Remark:
+    message = f"{path} has no affine map or no running statistics, so its train-mode function cannot be kept"
+    return Remark("missed", "batch-norm-not-affine", message)
+
+
+class _Moments:
+    """Sums of a batch norm's inputs, channel by channel, in float64 where the device has it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: torch.Tensor | None = None
+        self.squares: torch.Tensor | None = None
+
+    def add(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Adds one batch; the signature is a forward pre-hook's."""
+        del module
+        values: torch.Tensor = args[0].detach()
+        values = values.float() if values.device.type == "mps" else values.double()
+        flat = values.movedim(1, 0).flatten(1)
+        total, squares = flat.sum(1), flat.square().sum(1)
+        self.count += flat.shape[1]
+        self.total = total if self.total is None else self.total + total
+        self.squares = squares if self.squares is None else self.squares + squares
+
+    def mean_and_variance(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the mean and the unbiased variance, as running statistics hold them."""
+        assert self.total is not None and self.squares is not None
+        mean = self.total / self.count
+        variance = (self.squares / self.count - mean.square()).clamp_min(0) * self.count / max(self.count - 1, 1)
+        return mean, variance
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Puts a module in evaluation mode, and every submodule back into its own mode afterwards."""
+    modes = {path: child.training for path, child in module.named_modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for path, child in module.named_modules():
+            child.training = modes[path]
+
+
+@torch.no_grad()
+def _estimate(graph: Graph, paths: Sequence[str], batches: Iterable[Any]) -> Mapping[str, _Moments]:
+    moments = {path: _Moments() for path in paths}
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(graph))
+        for path, sums in moments.items():
+            stack.callback(_norm(graph, path).register_forward_pre_hook(sums.add).remove)
+        for batch in batches:
+            graph(*batch) if isinstance(batch, (tuple, list)) else graph(batch)
+    return moments
+
+
+@torch.no_grad()
+def _reexpress(
+    norm: _BatchNorm, moments: _Moments, mask: torch.Tensor, optimizer: optim.Optimizer | None
+) -> None:
+    if not moments.count:
+        return
+    assert norm.running_mean is not None and norm.running_var is not None
+    mask = mask.to(norm.running_mean.device)
+    found_mean, found_variance = moments.mean_and_variance()
+    mean = torch.where(mask, found_mean.to(norm.running_mean.dtype), norm.running_mean)
+    variance = torch.where(mask, found_variance.to(norm.running_var.dtype), norm.running_var)
+    old, new = (norm.running_var + norm.eps).sqrt(), (variance + norm.eps).sqrt()
+    shift = (mean - norm.running_mean) / old
+    if optimizer is not None:
+        _carry_moments(optimizer, norm, new / old, shift)
+    norm.bias.add_(norm.weight * shift)
+    norm.weight.mul_(new / old)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+
+
+def _carry_moments(optimizer: optim.Optimizer, norm: _BatchNorm, ratio: torch.Tensor, shift: torch.Tensor) -> None:
+    """Gradients in the new coordinates: g_gamma' = g_gamma / ratio - shift / ratio * g_beta; second moments likewise, squared."""
+    betas = optimizer.state.get(norm.bias, {})
+    gammas = optimizer.state.get(norm.weight, {})
+    for name, power in powers_of(optimizer, norm.weight).items():
+        if power in (1, 2) and name in betas:
+            sign = -1 if power == 1 else 1
+            gammas[name] = gammas[name] / ratio**power + sign * (shift / ratio) ** power * betas[name]

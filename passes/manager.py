@@ -1,0 +1,96 @@
+"""``PassManager``: runs a pipeline all-or-nothing, verifies after each pass, and times it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import optim
+
+from morphir.errors import MorphirError
+from morphir.ir.graph import Graph
+from morphir.ir.index_map import IndexMap
+from morphir.ir.remarks import Remark
+from morphir.ir.verify import verify
+from passes.base import Pass, PassResult
+from passes.moments import check_optimizer
+from passes.rewriter import Rewriter
+from passes.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """One pass of a pipeline that ran.
+
+    Attributes:
+        name: The pass.
+        result: What it did.
+        seconds: Wall time, verification included.
+    """
+
+    name: str
+    result: PassResult
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """What a pipeline did, pass by pass."""
+
+    reports: tuple[PassReport, ...]
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """All passes' remarks."""
+        return tuple(remark for report in self.reports for remark in report.result.remarks)
+
+    @property
+    def index_maps(self) -> tuple[IndexMap, ...]:
+        """All passes' index maps, in the order in which they were applied."""
+        return tuple(index_map for report in self.reports for index_map in report.result.index_maps)
+
+
+@dataclass(frozen=True)
+class PassManager:
+    """Runs passes in order.
+
+    Attributes:
+        pipeline: The passes.
+        verify_each: Whether the verifier runs after each pass.
+    """
+
+    pipeline: tuple[Pass, ...]
+    verify_each: bool = True
+
+    def run(self, graph: Graph, optimizer: optim.Optimizer | None = None) -> PipelineResult:
+        """Runs the pipeline; on an error graph and optimizer are left as they were before the first pass.
+
+        Raises:
+            MorphirError: what a pass or the verifier raises, with the passes that had run.
+        """
+        if optimizer is not None:
+            check_optimizer(optimizer, graph)
+        snapshot = Snapshot.take(graph, optimizer)
+        rewriter = Rewriter(graph, optimizer)
+        reports: list[PassReport] = []
+        try:
+            for item in self.pipeline:
+                reports.append(self._run_pass(item, rewriter))
+        except BaseException as error:
+            snapshot.restore()
+            if isinstance(error, MorphirError):
+                error.add_note(f"in pass {self.pipeline[len(reports)].name}, after {_names(reports)}")
+            raise
+        return PipelineResult(tuple(reports))
+
+    def _run_pass(self, item: Pass, rewriter: Rewriter) -> PassReport:
+        start = time.perf_counter()
+        result = item.apply(rewriter)
+        if self.verify_each and result.modified:
+            verify(rewriter.graph)
+        return PassReport(item.name, result, time.perf_counter() - start)
+
+
+def _names(reports: Sequence[PassReport]) -> str:
+    return ", ".join(report.name for report in reports) or "no other pass"

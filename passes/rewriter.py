@@ -1,0 +1,272 @@
+"""The one place that mutates a graph: applies index maps to parameters, buffers, literals, gradients and moments.
+
+The order is what makes a rewrite all-or-nothing and proven: literals and module attributes first, then a labelled run of the
+program on the *predicted* shapes, which must find the predicted widths, shapes and bindings, and only then the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn, optim
+
+from morphir.analysis.literals import module_attributes, rewrite_literals
+from morphir.analysis.spaces import analyse
+from morphir.errors import MorphirError, RewriteError, VerificationError
+from morphir.ir.channels import ChannelLayer
+from morphir.ir.graph import Graph
+from morphir.ir.index_map import IndexMap, Rewrite
+from morphir.ir.source import source_of
+from morphir.morphisms.plan import copies_of
+from passes.axis_map import AxisMap, axis_maps
+from passes.moments import powers_of, replace_parameters
+from passes.snapshot import Snapshot
+
+
+class Rewriter:
+    """Applies index maps to one graph, and to the optimizer that trains it.
+
+    Args:
+        graph: The graph to change in place.
+        optimizer: The optimizer that holds the graph's parameters, if any.
+    """
+
+    def __init__(self, graph: Graph, optimizer: optim.Optimizer | None = None) -> None:
+        self.graph = graph
+        self.optimizer = optimizer
+
+    def apply(self, name: str, maps: Sequence[IndexMap], morphisms: Iterable[str] = ()) -> Rewrite:
+        """Applies index maps as one numbered rewrite.
+
+        Args:
+            name: The pass that asks for it.
+            maps: At most one index map for each space; indices refer to the graph as it is.
+            morphisms: The morphisms as text, for the record.
+
+        Raises:
+            RewriteError: if the program cannot follow; nothing was changed.
+        """
+        snapshot = Snapshot.take(self.graph, self.optimizer)
+        try:
+            return self._apply(name, maps, tuple(morphisms))
+        except MorphirError:
+            snapshot.restore()
+            raise
+        except Exception as error:
+            snapshot.restore()
+            raise RewriteError(
+                f"the program does not follow the rewrite {name}: {error}",
+                hint="a size that the program computes in a way MorphIR does not see; nothing was changed",
+            ) from error
+
+    def _apply(self, name: str, maps: Sequence[IndexMap], morphisms: tuple[str, ...]) -> Rewrite:
+        before = self.graph.channels
+        count = _count_parameters(self.graph)
+        copies = copies_of(maps)
+        shapes = _new_shapes(self.graph, before, copies)
+        rewrite_literals(self.graph.graph, before, copies)
+        _set_module_attributes(self.graph, shapes)
+        after = analyse(self.graph, shapes)
+        _check_widths(before, after, maps)
+        _check_values(self.graph, before, after, copies)
+        self._replace_tensors(_by_parameter(axis_maps(before, after, maps)), maps, before)
+        self.graph.attach(after)
+        self.graph.recompile()
+        delta = _count_parameters(self.graph) - count
+        rewrite = Rewrite(len(self.graph.history) + 1, name, morphisms, tuple(maps), delta)
+        self.graph.record(rewrite)
+        return rewrite
+
+    @torch.no_grad()
+    def _replace_tensors(
+        self, axes: Mapping[str, list[AxisMap]], maps: Sequence[IndexMap], before: ChannelLayer
+    ) -> None:
+        owners = _owners(self.graph)
+        new_of: dict[nn.Parameter, nn.Parameter] = {}
+        state_of: dict[nn.Parameter, Mapping[str, Any]] = {}
+        replaced: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for key, axis_list in axes.items():
+            old = _tensor(self.graph, key)
+            new = rewrite_tensor(old, axis_list, _full_theta(key, old, maps, before))
+            if isinstance(old, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=old.requires_grad)
+                new.grad = None if old.grad is None else rewrite_gradient(old.grad, axis_list, 1)
+                new_of[old] = new
+                if self.optimizer is not None:
+                    state_of[old] = _new_state(self.optimizer, old, axis_list)
+            replaced.append((old, new))
+        for old, new in replaced:
+            for module, attribute in owners[id(old)]:
+                setattr(module, attribute, new)
+        if self.optimizer is not None:
+            replace_parameters(self.optimizer, new_of, state_of)
+
+
+def rewrite_tensor(tensor: torch.Tensor, axes: Sequence[AxisMap], theta: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns a parameter's new values: gathered along every axis, scaled, plus or minus theta on producer rows.
+
+    Args:
+        tensor: The old values.
+        axes: One map for each axis that changes.
+        theta: Theta in the old tensor's shape, or None for 0.
+    """
+    new = tensor.detach()
+    for axis_map in axes:
+        signed = theta is not None and any(axis_map.signs)
+        perturbed = None if theta is None else axis_map.gather(theta)
+        new = axis_map.gather(new)
+        if signed and perturbed is not None:
+            new = new + perturbed * axis_map.along(axis_map.signs, new)
+            theta = None
+        elif perturbed is not None:
+            theta = _scaled(perturbed, axis_map, axis_map.scales)
+        new = _scaled(new, axis_map, axis_map.scales)
+    return _in_format_of(tensor, new)
+
+
+def rewrite_gradient(gradient: torch.Tensor, axes: Sequence[AxisMap], power: int) -> torch.Tensor:
+    """Returns a gradient's or a moment's new values: the chain rule's factor to the given power.
+
+    Args:
+        gradient: A tensor of the old parameter's shape.
+        axes: One map for each axis that changes.
+        power: 1 for gradients and first moments, 2 for second moments.
+    """
+    new = gradient
+    for axis_map in axes:
+        new = _scaled(axis_map.gather(new), axis_map, [factor**power for factor in axis_map.gradients])
+    return _in_format_of(gradient, new)
+
+
+def _scaled(tensor: torch.Tensor, axis_map: AxisMap, factors: Sequence[float]) -> torch.Tensor:
+    return tensor if all(factor == 1 for factor in factors) else tensor * axis_map.along(factors, tensor)
+
+
+def _in_format_of(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    channels_last = old.dim() == 4 and not old.is_contiguous() and old.is_contiguous(memory_format=torch.channels_last)
+    return new.contiguous(memory_format=torch.channels_last) if channels_last else new.contiguous()
+
+
+def _new_state(
+    optimizer: optim.Optimizer, parameter: nn.Parameter, axes: Sequence[AxisMap]
+) -> Mapping[str, Any]:
+    state: dict[str, Any] = dict(optimizer.state.get(parameter, {}))
+    for name, power in powers_of(optimizer, parameter).items():
+        state[name] = rewrite_gradient(state[name], axes, power)
+    return state
+
+
+def _full_theta(
+    key: str, tensor: torch.Tensor, maps: Sequence[IndexMap], before: ChannelLayer
+) -> torch.Tensor | None:
+    """Lays the thetas of all split groups out in the kernel's own shape; None where there are none."""
+    full: torch.Tensor | None = None
+    for index_map in maps:
+        for producer in before.spaces[index_map.space].producers:
+            if producer.parameter != key:
+                continue
+            for group, thetas in index_map.thetas.items():
+                if key in thetas:
+                    full = torch.zeros_like(tensor) if full is None else full
+                    _place_theta(full, thetas[key], before, index_map.space, producer.out_axis, key, group)
+    return full
+
+
+def _place_theta(
+    full: torch.Tensor, theta: torch.Tensor, before: ChannelLayer, space: str, axis: int, key: str, group: int
+) -> None:
+    binding = before.spaces[space].binding(key, axis)
+    rows = [] if binding is None else [row for row, owner in enumerate(binding.groups) if owner == group]
+    kernel = full.select(axis, 0).shape
+    expected = tuple(kernel) if len(rows) == 1 else (len(rows), *kernel)
+    if tuple(theta.shape) != expected:
+        raise RewriteError(
+            f"theta of {space}[{group}] for {key} has shape {tuple(theta.shape)}, expected {expected}",
+            hint="theta has the shape of one output channel's kernel, or [rows, kernel] for a group of several rows",
+        )
+    values = theta.to(full).reshape(len(rows), *kernel)
+    full.index_copy_(axis, torch.tensor(rows, device=full.device), values.movedim(0, axis))
+
+
+def _tensor(graph: Graph, key: str) -> torch.Tensor:
+    path, _, name = key.rpartition(".")
+    return getattr(graph.get_submodule(path), name)
+
+
+def _owners(graph: Graph) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Returns every place that a tensor is registered at; shared parameters have several."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in graph.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    found.setdefault(id(tensor), []).append((module, name))
+    return found
+
+
+def _count_parameters(graph: Graph) -> int:
+    return sum(parameter.numel() for parameter in graph.parameters())
+
+
+def _by_parameter(maps: Iterable[AxisMap]) -> dict[str, list[AxisMap]]:
+    """Gathers the maps by parameter; the producer's rows come last, when theta's other axes are already rewritten."""
+    found: dict[str, list[AxisMap]] = {}
+    for axis_map in maps:
+        found.setdefault(axis_map.parameter, []).append(axis_map)
+    has_theta: Callable[[AxisMap], bool] = lambda axis_map: any(axis_map.signs)  # noqa: E731
+    return {key: sorted(items, key=has_theta) for key, items in found.items()}
+
+
+def _new_shapes(
+    graph: Graph, layer: ChannelLayer, copies: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, ...]]:
+    extents: dict[str, list[int]] = {}
+    for space in layer.spaces.values():
+        for binding in space.bindings:
+            if space.name in copies:
+                shape = extents.setdefault(binding.parameter, list(_tensor(graph, binding.parameter).shape))
+                shape[binding.axis] += sum(copies[space.name][g] - 1 for g in binding.groups if g >= 0)
+    return {key: tuple(shape) for key, shape in extents.items()}
+
+
+def _set_module_attributes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    by_module: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, shape in shapes.items():
+        path, _, name = key.rpartition(".")
+        by_module.setdefault(path, {})[name] = shape
+    for path in by_module:
+        module = graph.get_submodule(path)
+        own = {
+            name: by_module[path].get(name, tuple(tensor.shape))
+            for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None
+        }
+        for attribute, value in module_attributes(module, own).items():
+            setattr(module, attribute, value)
+
+
+def _check_widths(before: ChannelLayer, after: ChannelLayer, maps: Sequence[IndexMap]) -> None:
+    expected = {name: space.width for name, space in before.spaces.items()}
+    expected.update({m.space: m.new_width for m in maps})
+    found = {name: space.width for name, space in after.spaces.items()}
+    if expected != found:
+        wrong = sorted({name for name, width in (*expected.items(), *found.items()) if expected.get(name) != found.get(name)})
+        detail = ", ".join(f"{name}: {expected.get(name)} predicted, {found.get(name)} found" for name in wrong)
+        raise VerificationError(f"the rewritten program has other channel spaces than predicted ({detail})")
+
+
+def _check_values(
+    graph: Graph, before: ChannelLayer, after: ChannelLayer, copies: Mapping[str, Sequence[int]]
+) -> None:
+    for node in graph.graph.nodes:
+        expected = [value.extents(copies) for value in before.values[node.name]]
+        found = [value.shape for value in after.values[node.name]]
+        if expected != found:
+            raise VerificationError(
+                f"the rewritten program yields shape {found}, predicted was {expected}",
+                node=node.name,
+                source=source_of(node),
+                hint="the program computes a size that does not follow the channels",
+            )

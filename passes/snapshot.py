@@ -1,0 +1,68 @@
+"""A snapshot of graph and optimizer by reference, to put back everything when a rewrite fails half-way.
+
+Rewrites make new parameters and never write into old ones, so that keeping references is enough.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn, optim
+
+from morphir.ir.channels import ChannelLayer
+from morphir.ir.graph import Graph
+from morphir.ir.index_map import Rewrite
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a graph and its optimizer were."""
+
+    graph: Graph
+    channels: ChannelLayer
+    history: tuple[Rewrite, ...]
+    arguments: tuple[tuple[fx.Node, tuple[Any, ...], dict[str, Any]], ...]
+    modules: tuple[tuple[nn.Module, dict[str, Any]], ...]
+    optimizer: optim.Optimizer | None
+    groups: tuple[list[torch.Tensor], ...]
+    state: dict[Any, Any]
+
+    @staticmethod
+    def take(graph: Graph, optimizer: optim.Optimizer | None) -> Snapshot:
+        """Notes the state of everything that a rewrite may change."""
+        return Snapshot(
+            graph,
+            graph.channels,
+            graph.history,
+            tuple((node, node.args, dict(node.kwargs)) for node in graph.graph.nodes),
+            tuple((module, _attributes(module)) for module in graph.modules()),
+            optimizer,
+            () if optimizer is None else tuple(list(group["params"]) for group in optimizer.param_groups),
+            {} if optimizer is None else {key: dict(value) for key, value in optimizer.state.items()},
+        )
+
+    def restore(self) -> None:
+        """Puts everything back."""
+        for node, args, kwargs in self.arguments:
+            node.args, node.kwargs = args, kwargs
+        for module, attributes in self.modules:
+            module.__dict__.update({k: dict(v) if k in _TABLES else v for k, v in attributes.items()})
+        self.graph.attach(self.channels)
+        self.graph.history = self.history
+        if self.optimizer is not None:
+            for group, parameters in zip(self.optimizer.param_groups, self.groups, strict=True):
+                group["params"] = list(parameters)
+            self.optimizer.state.clear()
+            self.optimizer.state.update(self.state)
+        self.graph.recompile()
+
+
+_TABLES = ("_parameters", "_buffers")
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """The tables of tensors, and the plain attributes that a rewrite may set (``out_channels``, ``groups``)."""
+    plain = {k: v for k, v in module.__dict__.items() if isinstance(v, (int, tuple)) and not k.startswith("_")}
+    return {**plain, **{name: dict(module.__dict__[name]) for name in _TABLES}}

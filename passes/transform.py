@@ -1,0 +1,86 @@
+"""``transform``: the one call that applies morphisms to a graph, and to the optimizer that trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import optim
+
+from morphir.ir.graph import Graph
+from morphir.ir.index_map import IndexMap, Rewrite
+from morphir.ir.remarks import Remark
+from morphir.morphisms.base import Morphism
+from morphir.morphisms.plan import index_maps
+from morphir.morphisms.prune import Prune
+from morphir.morphisms.split import Split
+from passes.manager import PassManager
+from passes.morph_channels import PruneChannels, SplitChannels
+from passes.rewriter import Rewriter
+
+
+@dataclass(frozen=True)
+class TransformResult:
+    """What :func:`transform` did.
+
+    Attributes:
+        remarks: One for each morphism.
+        index_maps: The index maps in the order in which they were applied (splits, then prunes).
+        delta_parameters: Exact change of the number of parameters.
+        rewrites: The numbered rewrites that were recorded.
+    """
+
+    remarks: tuple[Remark, ...]
+    index_maps: tuple[IndexMap, ...]
+    delta_parameters: int
+    rewrites: tuple[Rewrite, ...]
+
+
+def transform(
+    graph: Graph, morphisms: Iterable[Morphism], optimizer: optim.Optimizer | None = None
+) -> TransformResult:
+    """Applies morphisms in place.
+
+    All indices refer to the graph as it is before the call. The parameters of changed spaces become new ``nn.Parameter``
+    objects; gradients are carried over, and so is ``optimizer``: the same object, its ``param_groups`` and ``state`` pointing to
+    the new parameters, its moments scaled by the chain rule.
+
+    Args:
+        graph: A traced graph.
+        morphisms: :class:`Split` and :class:`Prune`, each channel group named at most once.
+        optimizer: The optimizer that was built from ``graph.parameters()``.
+
+    Raises:
+        MorphirError: for a morphism that is not legal; graph and optimizer are left as they were.
+    """
+    wanted = tuple(morphisms)
+    index_maps(graph, wanted)
+    splits = tuple(m for m in wanted if isinstance(m, Split))
+    prunes = tuple(m for m in wanted if isinstance(m, Prune))
+    moved = _after_splits(prunes, index_maps(graph, splits))
+    recorded = len(graph.history)
+    result = PassManager((SplitChannels(splits), PruneChannels(moved))).run(graph, optimizer)
+    rewrites = graph.history[recorded:]
+    delta = sum(rewrite.delta_parameters for rewrite in rewrites)
+    return TransformResult(result.remarks, result.index_maps, delta, rewrites)
+
+
+def _after_splits(prunes: Sequence[Prune], maps: Sequence[IndexMap]) -> tuple[Prune, ...]:
+    """Moves the prunes' indices to where their groups lie once the splits are applied."""
+    by_space = {m.space: m for m in maps}
+    return tuple(
+        Prune(p.space, by_space[p.space].sources.index(p.index)) if p.space in by_space else p for p in prunes
+    )
+
+
+def replay(graph: Graph, rewrites: Iterable[Rewrite], optimizer: optim.Optimizer | None = None) -> None:
+    """Applies recorded rewrites, index maps and thetas, to a freshly traced graph of the same model.
+
+    Raises:
+        MorphirError: if a rewrite does not fit; the rewrites before it stay applied.
+    """
+    rewriter = Rewriter(graph, optimizer)
+    for rewrite in rewrites:
+        for index_map in rewrite.maps:
+            graph.space(index_map.space)
+        rewriter.apply(rewrite.name, rewrite.maps, rewrite.morphisms)

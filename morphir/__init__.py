@@ -1,0 +1,104 @@
+"""MorphIR: a compiler for growing neural networks.
+
+A CNN is traced with ``torch.fx`` into a growable graph; a locality analysis finds what a change to each channel touches; a
+runtime learns how to split or prune every channel of the whole network at about the cost of training it; rewrite passes apply
+what pays; the grown network leaves as PyTorch source or ONNX::
+
+    graph = morphir.trace(model, example_inputs)
+    learner = morphir.Learner(graph, loss)
+    for inputs, targets in data:
+        learner.step(inputs, targets)
+    paying = [score.morphism for score in learner.scores() if score.delta_loss < -1e-3]
+    morphir.transform(graph, paying, optimizer)
+
+Names are resolved on first use, so that ``import morphir.ir`` loads the IR alone.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from morphir.errors import MorphirError
+
+if TYPE_CHECKING:
+    from exporters.onnx import export_onnx
+    from exporters.pytorch_source import export_pytorch
+    from morphir.analysis.cost import cost
+    from morphir.analysis.locality import locality
+    from morphir.analysis.spaces import trace
+    from morphir.ir.graph import Graph
+    from morphir.ir.printer import print_graph
+    from morphir.ir.verify import verify
+    from morphir.morphisms.prune import Prune
+    from morphir.morphisms.split import Split
+    from morphir.runtime.config import GrowthConfig
+    from morphir.runtime.growth import grow
+    from morphir.runtime.learner import Learner
+    from passes.transform import replay, transform
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Graph",
+    "GrowthConfig",
+    "Learner",
+    "MorphirError",
+    "Prune",
+    "Split",
+    "cost",
+    "export_onnx",
+    "export_pytorch",
+    "grow",
+    "locality",
+    "print_graph",
+    "replay",
+    "trace",
+    "transform",
+    "verify",
+]
+
+_HOMES = {
+    "Graph": "morphir.ir.graph",
+    "GrowthConfig": "morphir.runtime.config",
+    "Learner": "morphir.runtime.learner",
+    "Prune": "morphir.morphisms.prune",
+    "Split": "morphir.morphisms.split",
+    "cost": "morphir.analysis.cost",
+    "export_onnx": "exporters.onnx",
+    "export_pytorch": "exporters.pytorch_source",
+    "grow": "morphir.runtime.growth",
+    "locality": "morphir.analysis.locality",
+    "print_graph": "morphir.ir.printer",
+    "replay": "passes.transform",
+    "trace": "morphir.analysis.spaces",
+    "transform": "passes.transform",
+    "verify": "morphir.ir.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'morphir' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted((*globals(), *__all__))
+
+
+def _check_siblings() -> None:
+    """``passes`` and ``exporters`` are common names: says so when another package of that name is found first."""
+    home = Path(__file__).resolve().parent.parent
+    for sibling in ("passes", "exporters"):
+        spec = util.find_spec(sibling)
+        found = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
+        if found is None or found.parent.parent != home:
+            raise MorphirError(
+                f"the package {sibling!r} that Python finds is not MorphIR's: {found or 'none'}",
+                hint=f"MorphIR's own is {home / sibling}; rename the other, or change the order of sys.path",
+            )
+
+
+_check_siblings()

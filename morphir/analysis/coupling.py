@@ -1,8 +1,8 @@
 """From ties to groups: closes the coupling so that every group is a legal unit of every tensor.
 
-A group can be removed from a tensor, or doubled in it, only if it fills whole slices along one dimension. Where a view
-leaves labels that vary along several dimensions at once (a channel shuffle's ``(groups, channels / groups)``), the channels of
-the same inner index are tied, until every group is such a set of slices.
+A group can be removed from a tensor, or doubled in it, only if it fills whole slices along one dimension.
+Where a view leaves labels that vary along several dimensions at once (a channel shuffle's ``(groups, channels
+/ groups)``), the channels of the same inner index are tied, until every group is such a set of slices.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _missing_tie(coupling: Coupling, layer: Layer) -> Tie | None:
     if coupling.vector(layer) is not None:
         return None
     last = label_dims(layer)[-1]
-    small = torch.from_numpy(coupling.of(compact(layer)))
+    small = torch.tensor(coupling.of(compact(layer)))
     inner = small.movedim(last, -1).reshape(-1, small.shape[last])
     left, right = inner.reshape(-1).numpy(), inner[:1].expand_as(inner).reshape(-1).numpy()
     keep = (left != right) & (left != NO_LABEL) & (right != NO_LABEL)

@@ -1,7 +1,7 @@
 """Provenance by execution: run the traced program once on fake tensors, and see every ATen operator.
 
-Beside every value the recorder carries its label layers. Which operator does what to labels is in the tables of
-:mod:`morphir.analysis.rules`; an operator in no table freezes what it touches.
+Beside every value the recorder carries its label layers. Which operator does what to labels is in the tables
+of :mod:`morphir.analysis.rules`; an operator in no table freezes what it touches.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
+)
 
 from morphir.analysis.labels import AxisLabels, Facts, LabelledValue, Layers
 from morphir.analysis.literals import constrain_literals
 from morphir.analysis.rules import MixingUse, Operation, Origin, apply_rule, result_origin
 from morphir.ir.graph import Graph
+from morphir.ir.state import evaluation_mode, named_state
 from morphir.ir.trace import keywords_in_order
 
 
@@ -46,7 +50,7 @@ class _Recorder(TorchDispatchMode):
     """Sees every ATen operator and moves labels from its inputs to its outputs."""
 
     def __init__(self, execution: Execution) -> None:
-        super().__init__()
+        super().__init__()  # pyright: ignore[reportUnknownMemberType]
         self.execution = execution
         self.node = ""
         # Tensors are kept beside their layers: an id is only unique while its object lives.
@@ -61,7 +65,7 @@ class _Recorder(TorchDispatchMode):
         return self.values[id(tensor)][1] if id(tensor) in self.values else ()
 
     def origin_of(self, tensor: torch.Tensor) -> Origin:
-        """Returns whether a value is a parameter (perhaps moved), computed from parameters, or anything else."""
+        """Returns whether a value is a parameter, computed from parameters alone, or anything else."""
         return self.values[id(tensor)][2] if id(tensor) in self.values else "activation"
 
     def __torch_dispatch__(
@@ -77,7 +81,9 @@ class _Recorder(TorchDispatchMode):
             origin = result_origin(operation)
             for tensor, layers in outcome.outputs:
                 self.bind(tensor, layers, origin)
-                self.execution.scattered.extend(layer for layer in layers if sum(map(bool, layer.stride())) > 1)
+                self.execution.scattered.extend(
+                    layer for layer in layers if sum(map(bool, layer.stride())) > 1
+                )
             self.execution.mixing.extend(outcome.mixing)
         return result
 
@@ -97,7 +103,8 @@ class _LabelledInterpreter(fx.Interpreter):
         tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         execution = self.recorder.execution
         execution.values[n.name] = [
-            LabelledValue(tuple(tensor.shape), tensor.dtype, self.recorder.layers_of(tensor)) for tensor in tensors
+            LabelledValue(tuple(tensor.shape), tensor.dtype, self.recorder.layers_of(tensor))
+            for tensor in tensors
         ]
         with _disable_current_modes():
             constrain_literals(n, execution.values, execution.facts)
@@ -119,7 +126,11 @@ class _LabelledInterpreter(fx.Interpreter):
                     key, shape = input_key(node.name, position), tuple(leaf.shape)
                     layers = self.recorder.execution.axes.layers(key, shape, range(1, len(shape)))
                     self.recorder.execution.facts.restrict(
-                        layers, "frozen", "model-input", f"channel of the model input {node.name!r}", node.name
+                        layers,
+                        "frozen",
+                        "model-input",
+                        f"channel of the model input {node.name!r}",
+                        node.name,
                     )
                 self.recorder.bind(leaf, layers, "activation")
 
@@ -148,43 +159,37 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
 
     Args:
         graph: The program; it runs in evaluation mode and is left as it was.
-        shapes: New shapes of parameters and buffers by ``state_dict`` key, to see what the program would do with them.
+        shapes: New shapes of parameters and buffers by ``state_dict`` key, to see what the program would do
+            with them.
 
     Raises:
         Exception: whatever the program raises on its example inputs.
     """
-    state = _named_state(graph)
+    state = named_state(graph)
     device = graph.device
     fakes_of: dict[str, torch.Tensor] = {}
-    modes = {path: module.training for path, module in graph.named_modules()}
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     with fake_mode:
         for key, tensor in state.items():
             shape = (shapes or {}).get(key, tuple(tensor.shape))
             fakes_of[key] = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
         args, kwargs = graph.inputs.materialise(device)
-    axes = AxisLabels.allot({**{key: tuple(t.shape) for key, t in fakes_of.items()}, **_input_shapes(graph, args, kwargs)})
+    axes = AxisLabels.allot(
+        {**{key: tuple(t.shape) for key, t in fakes_of.items()}, **_input_shapes(graph, args, kwargs)}
+    )
     execution = Execution(axes, Facts())
     recorder = _Recorder(execution)
     for key, fake in fakes_of.items():
         recorder.bind(fake, axes.layers(key, tuple(fake.shape), range(fake.dim())), "parameter")
-    graph.eval()
-    try:
-        with torch.no_grad(), fake_mode, recorder:
-            replacements = {f"graph.{key}": fake for key, fake in fakes_of.items()}
-            torch.func.functional_call(_Runner(graph, recorder), replacements, (args, kwargs), tie_weights=True)
-    finally:
-        for path, module in graph.named_modules():
-            module.training = modes[path]
+    replacements = {f"graph.{key}": fake for key, fake in fakes_of.items()}
+    with evaluation_mode(graph), torch.no_grad(), fake_mode, recorder:
+        torch.func.functional_call(_Runner(graph, recorder), replacements, (args, kwargs), tie_weights=True)
     return execution
 
 
-def _named_state(graph: Graph) -> dict[str, torch.Tensor]:
-    """Returns every parameter and buffer once, under its first name."""
-    return {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
-
-
-def _input_shapes(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _input_shapes(
+    graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
     values = [*args, *keywords_in_order(graph, len(args), kwargs)]
     names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
     return {

@@ -1,7 +1,8 @@
-"""Labels: one integer for every index of every axis of every parameter and buffer, and what ties them together.
+"""Labels: one integer for every index of every axis of every parameter and buffer, and their ties.
 
-An activation carries *layers*: integer tensors of its own shape, stride 0 wherever the label does not vary. Convolution
-gives its output the labels of its kernel's rows; the label of a channel *is* the label of the kernel row that makes it.
+An activation carries *layers*: integer tensors of its own shape, stride 0 wherever the label does not vary.
+Convolution gives its output the labels of its kernel's rows; the label of a channel *is* the label of the
+kernel row that makes it.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class Facts:
 
 
 def spread(vector: torch.Tensor, dim: int, shape: tuple[int, ...]) -> Layer:
-    """Lays a label vector along ``dim`` of ``shape``; stride 0 elsewhere, and non-zero along ``dim`` even at extent 1."""
+    """Lays a label vector along ``dim``; stride 0 elsewhere, and non-zero there even at extent 1."""
     strides = [0] * len(shape)
     strides[dim] = 1
     return vector.contiguous().as_strided(shape, strides)
@@ -142,7 +143,9 @@ def normalise(layer: Layer, *, copied: bool) -> Layer:
     strides = list(layer.stride())
     for dim, extent in enumerate(layer.shape):
         constant = (
-            extent > 1 and strides[dim] != 0 and bool((compact_along(layer, dim) == layer.narrow(dim, 0, 1)).all())
+            extent > 1
+            and strides[dim] != 0
+            and bool((compact_along(layer, dim) == layer.narrow(dim, 0, 1)).all())
         )
         if constant or (extent == 1 and copied):
             strides[dim] = 0

@@ -1,7 +1,8 @@
 """Literals in the program that hold a channel count: which constrain the channels, and how each is rewritten.
 
-A view's size, a split's sizes, a slice's bounds, a norm's shape: numbers that the user wrote down. Each kind is one small
-declaration here. A literal that lies on a labelled dimension and is of no kind known here freezes the channels.
+A view's size, a split's sizes, a slice's bounds, a norm's shape: numbers that the user wrote down. Each kind
+is one small declaration here. A literal that lies on a labelled dimension and is of no kind known here
+freezes the channels.
 """
 
 from __future__ import annotations
@@ -137,60 +138,83 @@ def _tie_chunks(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
             facts.restrict(layers, "frozen", "unequal-chunks", "cut into chunks of unequal size", node.name)
 
 
-def _slices(node: fx.Node, value_rank: int) -> list[tuple[int, Any]]:
-    """Returns (dimension, index) of a subscript; none where the subscript is more than slices and integers."""
-    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+@dataclass(frozen=True)
+class _Subscript:
+    """One item of a subscript: where it stands in the subscript, and the dimension that it indexes."""
+
+    position: int
+    dim: int
+    item: Any
+
+    @property
+    def bounds(self) -> tuple[object, object, object] | None:
+        """Start, stop and step of a slice; None for anything else."""
+        item = self.item
+        return (item.start, item.stop, item.step) if type(item) is slice else None
+
+    @property
+    def is_literal(self) -> bool:
+        """Whether this is a slice of step 1 whose bounds are literals."""
+        if self.bounds is None:
+            return False
+        start, stop, step = self.bounds
+        return step in (None, 1) and all(isinstance(bound, (int, type(None))) for bound in (start, stop))
+
+
+def _subscripts(node: fx.Node, rank: int) -> list[_Subscript]:
+    """Returns the items of a subscript; none where it is more than slices and integers."""
+    index = cast("tuple[object, ...]", node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],))
     if any(item is None or not isinstance(item, (slice, int, fx.Node, type(...))) for item in index):
         return []
-    if ... in index:
-        cut = index.index(...)
-        tail = list(index[cut + 1 :])
-        return [*enumerate(index[:cut]), *enumerate(tail, value_rank - len(tail))]
-    return list(enumerate(index))
+    found: list[_Subscript] = []
+    after_dots = False
+    for position, item in enumerate(index):
+        if item is ...:
+            after_dots = True
+        else:
+            dim = rank - len(index) + position if after_dots else position
+            found.append(_Subscript(position, dim, item))
+    return found
+
+
+def _subscripted(node: fx.Node) -> str | None:
+    """Returns the name of the node whose one tensor is subscripted."""
+    return node.args[0].name if isinstance(node.args[0], fx.Node) else None
 
 
 def _constrain_subscript(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
     """A slice with bounds that the program computes, or with a step, does not follow a rewrite."""
-    source = node.args[0]
-    if not isinstance(source, fx.Node) or len(labelled.get(source.name, ())) != 1:
+    values = labelled.get(_subscripted(node) or "", ())
+    if len(values) != 1:
         return
-    (value,) = labelled[source.name]
-    for dim, item in _slices(node, len(value.shape)):
-        plain = isinstance(item, slice) and item.step in (None, 1)
-        literal = plain and all(isinstance(bound, (int, type(None))) for bound in (item.start, item.stop))
-        layers = [layer for layer in value.layers if dim in label_dims(layer)]
-        if not literal:
-            facts.restrict(layers, "frozen", "computed-slice", "sliced in a way that does not follow", node.name)
+    for subscript in _subscripts(node, len(values[0].shape)):
+        if not subscript.is_literal:
+            layers = [layer for layer in values[0].layers if subscript.dim in label_dims(layer)]
+            reason = "sliced in a way that does not follow"
+            facts.restrict(layers, "frozen", "computed-slice", reason, node.name)
 
 
 def _rewrite_subscript(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
-    source = node.args[0]
-    if not isinstance(source, fx.Node) or len(layer.values.get(source.name, ())) != 1:
+    values = layer.values.get(_subscripted(node) or "", ())
+    if len(values) != 1:
         return
-    (value,) = layer.values[source.name]
     items = list(node.args[1]) if isinstance(node.args[1], tuple) else [node.args[1]]
-    offset = len(items) - len(_slices(node, len(value.shape)))
-    if offset not in (0, 1):
-        return
-    for dim, item in _slices(node, len(value.shape)):
-        if isinstance(item, slice) and (item.start is not None or item.stop is not None):
-            items[items.index(item)] = _moved_slice(item, dim, value, copies)
+    for subscript in _subscripts(node, len(values[0].shape)):
+        if subscript.is_literal:
+            items[subscript.position] = _moved_slice(subscript, values[0], copies)
     node.update_arg(1, tuple(items) if isinstance(node.args[1], tuple) else items[0])
 
 
-def _moved_slice(item: slice, dim: int, value: Value, copies: Copies) -> slice:
-    weights = [1] * value.shape[dim]
-    for layout in value.layouts:
-        if layout.dim == dim and layout.space in copies:
-            for position, group in enumerate(layout.groups):
-                weights[position] = copies[layout.space][group] if group >= 0 else weights[position]
-    if weights == [1] * len(weights) or not all(isinstance(b, (int, type(None))) for b in (item.start, item.stop)):
+def _moved_slice(subscript: _Subscript, value: Value, copies: Copies) -> slice:
+    """Moves the bounds of a slice with the channels that they separate."""
+    weights = value.copies_along(subscript.dim, copies)
+    item = cast("slice[int | None, int | None, int | None]", subscript.item)
+    if weights == [1] * len(weights):
         return item
     start, stop, _ = item.indices(len(weights))
-    moved = slice(sum(weights[:start]), sum(weights[:stop]))
-    return slice(
-        None if item.start is None else moved.start, None if item.stop is None else moved.stop, item.step
-    )
+    moved_start = None if item.start is None else sum(weights[:start])
+    moved_stop = None if item.stop is None else sum(weights[:stop])
+    return slice(moved_start, moved_stop, item.step)
 
 
 def _rewrite_normalized_shape(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
@@ -249,7 +273,8 @@ def _frozen(code: str, reason: str) -> Constrain:
 
 LITERALS: tuple[LiteralRule, ...] = (
     LiteralRule(
-        ("view", "reshape", torch.reshape, "expand", torch.Tensor.view, "broadcast_to"), rewrite=_rewrite_sizes
+        ("view", "reshape", torch.reshape, "expand", torch.Tensor.view, "broadcast_to"),
+        rewrite=_rewrite_sizes,
     ),
     LiteralRule(("unflatten", torch.unflatten), rewrite=_rewrite_unflatten),
     LiteralRule(("split", torch.split, "split_with_sizes"), rewrite=_rewrite_split),
@@ -258,9 +283,31 @@ LITERALS: tuple[LiteralRule, ...] = (
     LiteralRule((functional.layer_norm, torch.layer_norm), rewrite=_rewrite_normalized_shape),
     LiteralRule(tuple(_CONV_GROUPS), rewrite=_rewrite_conv_groups),
     LiteralRule(
-        ("narrow", torch.narrow, "roll", torch.roll, "repeat", "as_strided", torch.as_strided, "tile", torch.tile),
+        (
+            "narrow",
+            torch.narrow,
+            "roll",
+            torch.roll,
+            "repeat",
+            "as_strided",
+            torch.as_strided,
+            "tile",
+            torch.tile,
+        ),
         _frozen("literal", "moved by literal positions that MorphIR does not rewrite"),
     ),
+)
+
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Norm = (
+    nn.BatchNorm1d
+    | nn.BatchNorm2d
+    | nn.BatchNorm3d
+    | nn.SyncBatchNorm
+    | nn.InstanceNorm1d
+    | nn.InstanceNorm2d
+    | nn.InstanceNorm3d
 )
 
 
@@ -271,11 +318,11 @@ def module_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) 
         module: A leaf module.
         shapes: The new shapes by the module's own parameter and buffer names.
     """
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, Convolution):
         return _conv_attributes(module, shapes["weight"])
     if isinstance(module, nn.Linear):
         return {"out_features": shapes["weight"][0], "in_features": shapes["weight"][1]}
-    if isinstance(module, nn.modules.batchnorm._NormBase):
+    if isinstance(module, Norm):
         key = next((k for k in ("weight", "running_mean") if k in shapes), None)
         return {} if key is None else {"num_features": shapes[key][0]}
     if isinstance(module, nn.GroupNorm):
@@ -287,7 +334,7 @@ def module_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) 
     return {}
 
 
-def _conv_attributes(module: nn.modules.conv._ConvNd, shape: tuple[int, ...]) -> dict[str, Any]:
+def _conv_attributes(module: Convolution, shape: tuple[int, ...]) -> dict[str, Any]:
     per_group = module.in_channels // module.groups
     depthwise = module.groups > 1 and per_group == 1
     first, second = shape[0], shape[1]

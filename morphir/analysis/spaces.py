@@ -34,7 +34,8 @@ def trace(model: object, example_inputs: ExampleArgument) -> Graph:
 
     Args:
         model: Any ``nn.Module`` that ``torch.fx`` can trace. It is copied, never changed.
-        example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments, with a batch dimension.
+        example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments, with a
+            batch dimension.
 
     Returns:
         The graph, in the model's own mode (training or evaluation).
@@ -142,7 +143,8 @@ class _Builder:
             if found is not None:
                 dim, roots = found
                 layouts += [
-                    ValueLayout(name, dim, self._groups(name, roots.tolist())) for name in self._spaces_in(roots)
+                    ValueLayout(name, dim, self._groups(name, roots.tolist()))
+                    for name in self._spaces_in(roots)
                 ]
         return Value(value.shape, value.dtype, tuple(layouts))
 
@@ -170,12 +172,12 @@ class _Builder:
                             source_of(node),
                         )
 
-    def _verdicts(self, space: str, roots: Sequence[int], bindings: Sequence[AxisBinding]) -> tuple[Verdict, ...]:
+    def _verdicts(
+        self, space: str, roots: Sequence[int], bindings: Sequence[AxisBinding]
+    ) -> tuple[Verdict, ...]:
         """A restriction on the component, or a wiring that the rewriter or the learner cannot follow."""
         wiring = self._wiring_verdict(space, bindings)
-        return tuple(
-            self._restricted(root) or wiring or Verdict("exact") for root in roots
-        )
+        return tuple(self._restricted(root) or wiring or Verdict("exact") for root in roots)
 
     def _restricted(self, root: int) -> Verdict | None:
         restriction = self.coupling.restrictions.get(root)
@@ -192,9 +194,13 @@ class _Builder:
                 reason = f"{binding.parameter} makes channels in one place and reads them in another"
                 return self._frozen("tied-parameter", reason, self.rows_of[space][0].node)
         for use in self.uses:
-            sharing = [other for other in self.uses if other.node == use.node and other.parameter != use.parameter]
+            sharing = [
+                other for other in self.uses if other.node == use.node and other.parameter != use.parameter
+            ]
             if sharing and any(b.parameter in {use.parameter, sharing[0].parameter} for b in bindings):
-                return self._frozen("opaque-module", "a module that mixes channels several times inside", use.node)
+                return self._frozen(
+                    "opaque-module", "a module that mixes channels several times inside", use.node
+                )
         return None
 
     def _frozen(self, code: str, reason: str, node: str) -> Verdict:
@@ -202,7 +208,7 @@ class _Builder:
 
 
 def _unused_name(parameter: str, used: Mapping[str, object]) -> str:
-    """Names a space after its first producer's module, or bare parameter; numbered where producers make several."""
+    """Names a space after its first producer's module or parameter; numbered where it makes several."""
     base = parameter.removesuffix(".weight")
     if base not in used:
         return base

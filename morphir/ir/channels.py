@@ -1,8 +1,8 @@
 """The channel layer of the IR: groups of channels, the spaces that they form, and what may be done to each.
 
-A *channel group* is all the channels that the wiring forces to be split or pruned together; a *channel space* is the
-ordered list of groups that the same producers make. Both are found by :mod:`morphir.analysis`; this file only holds
-what was found.
+A *channel group* is all the channels that the wiring forces to be split or pruned together; a *channel space*
+is the ordered list of groups that the same producers make. Both are found by :mod:`morphir.analysis`; this
+file only holds what was found.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class AxisBinding:
     Attributes:
         parameter: ``state_dict`` key.
         axis: Which axis.
-        role: ``"producer"`` (rows of w_in), ``"consumer"`` (columns of w_out) or ``"region"`` (biases, norms, depthwise).
+        role: ``"producer"`` (rows of w_in), ``"consumer"`` (columns of w_out) or ``"region"`` (biases, norms,
+            depthwise).
         groups: For every entry along the axis, the group's index in the space, or -1.
     """
 
@@ -162,14 +163,19 @@ class Value:
         """Returns the shape after a rewrite.
 
         Args:
-            copies: Space name to the number of copies of each of its groups (0 for a pruned one, 2 for a split one).
+            copies: Space name to the number of copies of each of its groups (0 for a pruned one, 2 for a
+                split one).
         """
-        weights = [[1] * extent for extent in self.shape]
+        return tuple(sum(self.copies_along(dim, copies)) for dim in range(len(self.shape)))
+
+    def copies_along(self, dim: int, copies: Mapping[str, Sequence[int]]) -> list[int]:
+        """Returns, for every position along ``dim``, how many positions a rewrite makes of it."""
+        counts = [1] * self.shape[dim]
         for layout in self.layouts:
-            for position, group in enumerate(layout.groups):
-                if group >= 0 and layout.space in copies:
-                    weights[layout.dim][position] = copies[layout.space][group]
-        return tuple(map(sum, weights))
+            if layout.dim == dim and layout.space in copies:
+                for position, group in enumerate(layout.groups):
+                    counts[position] = copies[layout.space][group] if group >= 0 else counts[position]
+        return counts
 
 
 @dataclass(frozen=True)

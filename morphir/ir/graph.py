@@ -1,7 +1,7 @@
 """``Graph``: an fx program that owns its parameters under the model's own ``state_dict`` keys.
 
-It is an ``nn.Module``: train it, move it, compile it. The channel layer stands beside the program and is replaced as
-a whole whenever a rewrite changes the program.
+It is an ``nn.Module``: train it, move it, compile it. The channel layer stands beside the program and is
+replaced as a whole whenever a rewrite changes the program.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class ExampleInputs:
 class Graph(fx.GraphModule):
     """A traced model with its channel spaces.
 
-    Make one with :func:`morphir.trace`. The parameters are copies of the model's: the model itself is never changed.
+    Make one with :func:`morphir.trace`. The parameters are copies of the model's: the model itself is never
+    changed.
 
     Attributes:
         inputs: What the example inputs looked like.

@@ -1,13 +1,14 @@
 """A rewrite is an index map: for each space, which old group every new group comes from.
 
-For every parameter axis bound to the space, gather along the map, times a scale on consumer axes, plus or minus theta
-on producer rows::
+For every parameter axis bound to the space, gather along the map, times a scale on consumer axes, plus or
+minus theta on producer rows::
 
     w_out'[..., j] = scale[j] * w_out[..., source[j]]        (consumer axes)
     w_in'[j]       = w_in[source[j]] + sign[j] * theta[source[j]]   (producer axes)
     beta'[j]       = beta[source[j]]                         (the region's own parameters)
 
-Maps on different axes of one parameter commute. The map is data: it prints, serialises, and replays on a fresh model.
+Maps on different axes of one parameter commute. The map is data: it prints, serialises, and replays on a
+fresh model.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def _map_from_json(number: int, data: Mapping[str, Any], tensors: Mapping[str, t
 
 
 def compose_sources(maps: Sequence[IndexMap]) -> tuple[int, ...]:
-    """Returns, for successive maps of one space, which group of the first map's old space each last group comes from."""
+    """Returns, for successive maps of one space, the first map's old group of every last group."""
     sources = maps[0].sources
     for index_map in maps[1:]:
         sources = tuple(sources[old] for old in index_map.sources)

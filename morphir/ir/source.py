@@ -31,7 +31,7 @@ def _is_user_file(filename: str) -> bool:
 
 def calling_user_line() -> SourceLocation | None:
     """Returns the innermost line on the stack that is neither torch's nor the tracer's."""
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         if _is_user_file(frame.f_code.co_filename):
             return SourceLocation(frame.f_code.co_filename, frame.f_lineno)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
@@ -12,7 +12,7 @@ from torch import nn
 
 def submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """Returns every module once with its path; ``""`` is ``module`` itself."""
-    return list(module.named_modules())  # pyright: ignore[reportUnknownMemberType]
+    return list(cast("Iterator[tuple[str, nn.Module]]", module.named_modules()))
 
 
 def named_state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -43,7 +43,7 @@ def restore_modes(module: nn.Module, modes: Mapping[str, bool]) -> None:
 
 
 @contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
+def evaluation_mode(module: nn.Module) -> Generator[None]:
     """Puts a module in evaluation mode, and every submodule back in its own mode afterwards."""
     modes = training_modes(module)
     module.eval()

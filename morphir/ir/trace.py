@@ -1,8 +1,9 @@
-"""From a model to a :class:`~morphir.ir.graph.Graph`: ``torch.fx`` traces, with the user's line kept for each node.
+"""From a model to a :class:`~morphir.ir.graph.Graph`: ``torch.fx`` traces, every node keeps its user's line.
 
-The program is traced once in each mode. Where the two traces differ only in boolean literals (``training=False`` against
-``training=True`` of a functional dropout or batch norm), the literal becomes a read of the graph's own ``training``
-flag, so that ``graph.train()`` and ``graph.eval()`` mean what they mean on the model.
+The program is traced once in each mode. Where the two traces differ only in boolean literals
+(``training=False`` against ``training=True`` of a functional dropout or batch norm), the literal becomes a
+read of the graph's own ``training`` flag, so that ``graph.train()`` and ``graph.eval()`` mean what they mean
+on the model.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class _Tracer(fx.Tracer):
 
 
 def split_inputs(example_inputs: ExampleArgument) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns positional and keyword arguments: a tensor is one argument, a tuple several, a dict keywords."""
+    """Returns positional and keyword arguments: a tensor is one, a tuple several, a dict keywords."""
     if isinstance(example_inputs, Mapping):
         return (), {str(key): value for key, value in example_inputs.items()}
     if isinstance(example_inputs, (tuple, list)):
@@ -49,7 +50,8 @@ def trace_program(model: nn.Module, example_inputs: ExampleArgument) -> Graph:
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments, with a batch dimension.
 
     Raises:
-        TraceError: if fx cannot trace the model, or the model fails on the example inputs; names the user's line.
+        TraceError: if fx cannot trace the model, or the model fails on the example inputs; names the user's
+            line.
     """
     if not isinstance(cast("object", model), nn.Module):
         raise TraceError(f"expected an nn.Module, got {type(model).__name__}")
@@ -135,7 +137,7 @@ def _check_arguments(program: fx.Graph, args: tuple[Any, ...], kwargs: Mapping[s
 
 
 def _check_runs(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Runs the program once in evaluation mode, so that a shape mismatch is named here and not in a later pass."""
+    """Runs the program once in evaluation mode, so that a shape mismatch is named here and not later."""
     runner = _NamingInterpreter(graph)
     try:
         with torch.no_grad(), evaluation_mode(graph):

@@ -18,7 +18,7 @@ REGISTERED = (_mixing, movement, _normalisation, pointwise, _spatial)
 
 
 def apply_rule(operation: Operation, facts: Facts) -> Outcome:
-    """Applies the rule of an operator: its own, or the pointwise one where PyTorch tags it so, or a freeze."""
+    """Applies an operator's rule: its own, or the pointwise one where PyTorch tags it so, or a freeze."""
     found = RULES.get(operation.name) or RULES.get(operation.name.removesuffix("_"))
     if found is None and torch.Tag.pointwise in operation.func.tags:
         found = pointwise.pointwise
@@ -29,16 +29,18 @@ def apply_rule(operation: Operation, facts: Facts) -> Outcome:
 
 
 def _check_write(operation: Operation, outcome: Outcome, facts: Facts) -> None:
-    """Freezes an in-place write that puts channels where none were: other views of that memory would miss them."""
+    """Freezes an in-place write of channels where none were: other views of that memory would miss them."""
     before = {label_dims(layer) for layer in operation.layers_of(operation.tensor_inputs[0])}
     after = {label_dims(layer) for _, layers in outcome.outputs for layer in layers}
     if before != after:
         layers = [layer for tensor in operation.tensor_inputs for layer in operation.layers_of(tensor)]
-        facts.restrict(layers, "frozen", "in-place-write", "written into a tensor of other channels", operation.node)
+        facts.restrict(
+            layers, "frozen", "in-place-write", "written into a tensor of other channels", operation.node
+        )
 
 
 def result_origin(operation: Operation) -> Origin:
-    """Returns where a result comes from: a moved parameter is still the parameter, arithmetic makes a new value."""
+    """Returns where a result comes from: a moved parameter stays one, arithmetic makes a new value."""
     origins = {operation.origin_of(tensor) for tensor in operation.tensor_inputs}
     if not origins or "activation" in origins:
         return "activation"

@@ -1,4 +1,4 @@
-"""Mixing operators read the labels of their input channels, and give their outputs the labels of the kernel's rows."""
+"""Mixing operators read the labels of their input channels; their outputs get those of the kernel's rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def convolution(op: Operation, facts: Facts) -> Outcome:
 def _freeze_window_layers(op: Operation, source: torch.Tensor, channel: int, facts: Facts) -> None:
     for layer in op.layers_of(source):
         if channel not in label_dims(layer):
-            facts.restrict((layer,), "frozen", "window-over-channels", "a window slides over these channels", op.node)
+            facts.restrict(
+                (layer,), "frozen", "window-over-channels", "a window slides over these channels", op.node
+            )
 
 
 def _depthwise(
@@ -38,7 +40,9 @@ def _depthwise(
     """Output c depends on input c alone: the labels pass through, repeated by the channel multiplier."""
     rows = channel_vector(op.layers_of(weight), 0, facts, op.node)
     if inputs is None or rows is None:
-        _freeze_kernel(op, weight, "no-channels", "a depthwise kernel over a value that has no channels", facts)
+        _freeze_kernel(
+            op, weight, "no-channels", "a depthwise kernel over a value that has no channels", facts
+        )
         return None
     multiplier = op.result.shape[op.args[0].dim() - weight.dim() + 1] // groups
     repeated = inputs.repeat_interleave(rows.numel() // groups)
@@ -47,13 +51,24 @@ def _depthwise(
 
 
 def _dense(
-    op: Operation, weight: torch.Tensor, inputs: torch.Tensor | None, groups: int, transposed: bool, facts: Facts
+    op: Operation,
+    weight: torch.Tensor,
+    inputs: torch.Tensor | None,
+    groups: int,
+    transposed: bool,
+    facts: Facts,
 ) -> tuple[torch.Tensor | None, list[MixingUse]]:
     out_axis, in_axis = (1, 0) if transposed else (0, 1)
     rows = channel_vector(op.layers_of(weight), out_axis, facts, op.node)
     columns = channel_vector(op.layers_of(weight), in_axis, facts, op.node)
     if rows is None or columns is None:
-        facts.restrict(op.layers_of(op.args[0]), "frozen", "computed-kernel", "read by a kernel that is no parameter", op.node)
+        facts.restrict(
+            op.layers_of(op.args[0]),
+            "frozen",
+            "computed-kernel",
+            "read by a kernel that is no parameter",
+            op.node,
+        )
         return None, []
     if transposed:
         outputs = rows.repeat(groups)
@@ -147,14 +162,26 @@ def _product(
 
 
 def _contract(
-    op: Operation, source: torch.Tensor, dim: int, weight: torch.Tensor, in_dim: int, out_dim: int, facts: Facts
+    op: Operation,
+    source: torch.Tensor,
+    dim: int,
+    weight: torch.Tensor,
+    in_dim: int,
+    out_dim: int,
+    facts: Facts,
 ) -> tuple[Outcome, torch.Tensor | None]:
     rows = channel_vector(op.layers_of(weight), out_dim, facts, op.node)
     columns = channel_vector(op.layers_of(weight), in_dim, facts, op.node)
     inputs = channel_vector([x for x in op.layers_of(source) if label_dims(x) == (dim,)], dim, facts, op.node)
     passed = _passing_layers(op, source, dim, facts)
     if rows is None or columns is None:
-        facts.restrict(op.layers_of(source), "frozen", "computed-kernel", "read by a kernel that is no parameter", op.node)
+        facts.restrict(
+            op.layers_of(source),
+            "frozen",
+            "computed-kernel",
+            "read by a kernel that is no parameter",
+            op.node,
+        )
         return Outcome([(op.result, ())]), None
     _read_columns(op, weight, inputs, columns, facts)
     outputs = (*passed, spread(rows, dim, tuple(op.result.shape)))
@@ -167,7 +194,9 @@ def _passing_layers(op: Operation, source: torch.Tensor, dim: int, facts: Facts)
     for layer in op.layers_of(source):
         dims = label_dims(layer)
         if dim in dims and len(dims) > 1:
-            facts.restrict((layer,), "frozen", "partly-contracted", "channels are only partly contracted", op.node)
+            facts.restrict(
+                (layer,), "frozen", "partly-contracted", "channels are only partly contracted", op.node
+            )
         elif dim not in dims:
             kept.append(layer.narrow(dim, 0, 1).expand(op.result.shape))
     return tuple(kept)
@@ -188,7 +217,11 @@ def _bilinear(op: Operation, left: torch.Tensor, right: torch.Tensor, facts: Fac
 
 
 @rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention")
-@rule("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention", "scaled_dot_product_attention")
+@rule(
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "scaled_dot_product_attention",
+)
 def attention(op: Operation, facts: Facts) -> Outcome:
     """Queries and keys are contracted with each other; the values' channels pass."""
     query, key, value = op.args[0], op.args[1], op.args[2]

@@ -14,7 +14,9 @@ from morphir.analysis.rules.operation import Operation, Outcome, rule
 _ON_LABELS: dict[str, Any] = {"view": torch.reshape, "_unsafe_view": torch.reshape, "reshape": torch.reshape}
 
 
-@rule("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "unsqueeze", "slice", "select")
+@rule(
+    "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "unsqueeze", "slice", "select"
+)
 @rule("split", "split_with_sizes", "unbind", "chunk", "flip", "roll", "narrow", "repeat", "pixel_shuffle")
 @rule("pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold", "diagonal", "movedim")
 def move(op: Operation, facts: Facts) -> Outcome:
@@ -55,7 +57,7 @@ def concatenate(op: Operation, facts: Facts) -> Outcome:
 
 
 def _parallel_layers(op: Operation, tensors: list[torch.Tensor], dim: int, facts: Facts) -> Layers:
-    """Layers that do not vary along the joined dimension: one of each, tied to the others' of the same dimensions."""
+    """Layers that do not vary along the joined dimension: one of each, tied to its likes."""
     shape, found = tuple(op.result.shape), dict[tuple[int, ...], Layer]()
     for tensor in tensors:
         covered = {label_dims(layer) for layer in op.layers_of(tensor)}
@@ -66,7 +68,13 @@ def _parallel_layers(op: Operation, tensors: list[torch.Tensor], dim: int, facts
             whole = layer.narrow(dim, 0, 1).expand(shape)
             facts.tie(found.setdefault(dims, whole), whole, "same-position", op.node)
         for dims in set(found) - covered:
-            facts.restrict((found[dims],), "frozen", "meets-constant", "joined with a value that has no channels", op.node)
+            facts.restrict(
+                (found[dims],),
+                "frozen",
+                "meets-constant",
+                "joined with a value that has no channels",
+                op.node,
+            )
     return tuple(found.values())
 
 
@@ -79,7 +87,9 @@ def stack(op: Operation, facts: Facts) -> Outcome:
     for tensor in tensors[1:]:
         others = op.layers_of(tensor)
         if [label_dims(layer) for layer in layers] != [label_dims(layer) for layer in others]:
-            facts.restrict((*layers, *others), "frozen", "meets-constant", "stacked with another layout", op.node)
+            facts.restrict(
+                (*layers, *others), "frozen", "meets-constant", "stacked with another layout", op.node
+            )
             continue
         for mine, other in zip(layers, others, strict=True):
             facts.tie(mine, other, "same-position", op.node)

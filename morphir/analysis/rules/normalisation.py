@@ -1,4 +1,4 @@
-"""Normalisations: batch norm is channelwise; group and layer norm mix channels, and so allow pruning alone."""
+"""Normalisations: batch norm is channelwise; group and layer norm mix channels, and allow pruning alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from morphir.analysis.rules.operation import Operation, Outcome, channel_vector,
 from morphir.analysis.rules.pointwise import unify
 
 
-@rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
-@rule("_batch_norm_no_update", "_batch_norm_with_update", "miopen_batch_norm", "_native_batch_norm_legit.no_stats")
+@rule(
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "cudnn_batch_norm",
+)
+@rule(
+    "_batch_norm_no_update",
+    "_batch_norm_with_update",
+    "miopen_batch_norm",
+    "_native_batch_norm_legit.no_stats",
+)
 def batch_norm(op: Operation, facts: Facts) -> Outcome:
     """Ties dimension 1 to the affine parameters and the running statistics."""
     source, parameters = op.tensor_inputs[0], op.tensor_inputs[1:]
@@ -54,7 +64,9 @@ def _tie_channels(
         if own is None:
             continue
         if vector is None:
-            facts.restrict((own,), "frozen", "no-channels", "normalises a value that has no channels", op.node)
+            facts.restrict(
+                (own,), "frozen", "no-channels", "normalises a value that has no channels", op.node
+            )
         else:
             facts.tie(vector, own, "parameter", op.node)
     return vector

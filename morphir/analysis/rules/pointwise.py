@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from morphir.analysis.labels import Facts, Layer, Layers, compact, label_dims
 from morphir.analysis.rules.operation import Operation, Outcome, rule
 
@@ -36,9 +34,7 @@ Operand = tuple[tuple[int, ...], Layers]
 def pointwise(op: Operation, facts: Facts) -> Outcome:
     """Ties the operands' labels position by position, under broadcasting."""
     operands = [(tuple(t.shape), op.layers_of(t)) for t in op.tensor_inputs]
-    return Outcome(
-        [(out, unify(operands, tuple(out.shape), facts, op.node)) for out in op.tensor_outputs]
-    )
+    return Outcome([(out, unify(operands, tuple(out.shape), facts, op.node)) for out in op.tensor_outputs])
 
 
 @rule("as_strided_")
@@ -50,7 +46,9 @@ def restride(op: Operation, facts: Facts) -> Outcome:
     return Outcome([(op.result, op.layers_of(source))])
 
 
-@rule("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_empty", "new_zeros")
+@rule(
+    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_empty", "new_zeros"
+)
 @rule("new_ones", "new_full", "bernoulli", "device", "sym_size", "sym_stride", "sym_numel")
 def shape_only(op: Operation, facts: Facts) -> Outcome:
     """Reads a shape and no value: the result has no channels."""
@@ -58,7 +56,7 @@ def shape_only(op: Operation, facts: Facts) -> Outcome:
 
 
 def unify(operands: Sequence[Operand], shape: tuple[int, ...], facts: Facts, node: str) -> Layers:
-    """Returns the layers of a broadcast of ``operands`` to ``shape``, tying those that lie along the same dimensions."""
+    """Returns the layers of ``operands`` broadcast to ``shape``; ties those along the same dimensions."""
     placed: list[tuple[int, Layer]] = []
     for index, (own, layers) in enumerate(operands):
         lead = len(shape) - len(own)
@@ -75,7 +73,9 @@ def unify(operands: Sequence[Operand], shape: tuple[int, ...], facts: Facts, nod
         if twin is None:
             result.append(layer)
         else:
-            left, right = torch.broadcast_tensors(compact(twin), compact(layer))
+            mine, theirs = compact(twin), compact(layer)
+            met = [max(extents) for extents in zip(mine.shape, theirs.shape, strict=True)]
+            left, right = mine.expand(met), theirs.expand(met)
             facts.tie(left, right, "same-position", node)
     return tuple(result)
 
@@ -98,5 +98,9 @@ def _freeze_where_unlabelled(
             labelled = any(dim - lead in label_dims(own_layer) for own_layer in layers)
             if dim >= lead and own[dim - lead] > 1 and not labelled:
                 facts.restrict(
-                    (layer,), "frozen", "meets-constant", "combined with a value that has no channels there", node
+                    (layer,),
+                    "frozen",
+                    "meets-constant",
+                    "combined with a value that has no channels there",
+                    node,
                 )

@@ -1,4 +1,4 @@
-"""Operators over windows keep the channels; reductions keep what does not vary along the reduced dimensions."""
+"""Operators over windows keep the channels; reductions keep what does not vary along what they reduce."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from morphir.analysis.labels import Facts, Layer, Layers, label_dims
 from morphir.analysis.rules.operation import Operation, Outcome, along, channel_vector, rule
 
 
-@rule("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "upsample_nearest1d", "upsample_linear1d", "reflection_pad1d")
+@rule(
+    "max_pool1d",
+    "avg_pool1d",
+    "adaptive_avg_pool1d",
+    "upsample_nearest1d",
+    "upsample_linear1d",
+    "reflection_pad1d",
+)
 @rule("replication_pad1d", "_upsample_nearest_exact1d", "max_pool1d_with_indices")
 def window_1d(op: Operation, facts: Facts) -> Outcome:
     """One window dimension."""
@@ -24,7 +31,13 @@ def window_2d(op: Operation, facts: Facts) -> Outcome:
     return _window(op, facts, 2)
 
 
-@rule("max_pool3d_with_indices", "avg_pool3d", "_adaptive_avg_pool3d", "adaptive_max_pool3d", "upsample_nearest3d")
+@rule(
+    "max_pool3d_with_indices",
+    "avg_pool3d",
+    "_adaptive_avg_pool3d",
+    "adaptive_max_pool3d",
+    "upsample_nearest3d",
+)
 @rule("upsample_trilinear3d", "reflection_pad3d", "replication_pad3d", "_upsample_nearest_exact3d")
 def window_3d(op: Operation, facts: Facts) -> Outcome:
     """Three window dimensions."""
@@ -38,11 +51,27 @@ def _window(op: Operation, facts: Facts, windows: int) -> Outcome:
     vector = channel_vector(layers, channel, facts, op.node)
     for layer in layers:
         if channel not in label_dims(layer):
-            facts.restrict((layer,), "frozen", "window-over-channels", "a window slides over these channels", op.node)
+            facts.restrict(
+                (layer,), "frozen", "window-over-channels", "a window slides over these channels", op.node
+            )
     return Outcome([(out, along(vector, channel, out.shape)) for out in op.tensor_outputs])
 
 
-@rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "prod", "logsumexp", "argmax", "argmin")
+@rule(
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "var",
+    "std",
+    "var_mean",
+    "prod",
+    "logsumexp",
+    "argmax",
+    "argmin",
+)
 @rule("any", "all", "linalg_vector_norm", "norm", "nansum")
 def reduction(op: Operation, facts: Facts) -> Outcome:
     """Reduces some dimensions away; over channels it mixes them, and a split would change what it yields."""
@@ -54,7 +83,9 @@ def reduction(op: Operation, facts: Facts) -> Outcome:
     kept: list[Layer] = []
     for layer in op.layers_of(source):
         if reduced & set(label_dims(layer)):
-            facts.restrict((layer,), "prune-only", "channel-reduction", f"{op.name} runs over the channels", op.node)
+            facts.restrict(
+                (layer,), "prune-only", "channel-reduction", f"{op.name} runs over the channels", op.node
+            )
         else:
             kept.append(_reduce(layer, reduced, keepdim))
     return Outcome([(out, tuple(kept)) for out in op.tensor_outputs])
@@ -80,5 +111,7 @@ def softmax(op: Operation, facts: Facts) -> Outcome:
     layers: Layers = op.layers_of(source)
     for layer in layers:
         if dim in label_dims(layer):
-            facts.restrict((layer,), "prune-only", "channel-softmax", "a softmax runs over the channels", op.node)
+            facts.restrict(
+                (layer,), "prune-only", "channel-softmax", "a softmax runs over the channels", op.node
+            )
     return Outcome([(out, layers) for out in op.tensor_outputs])

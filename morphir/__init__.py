@@ -1,8 +1,8 @@
 """MorphIR: a compiler for growing neural networks.
 
-A CNN is traced with ``torch.fx`` into a growable graph; a locality analysis finds what a change to each channel touches; a
-runtime learns how to split or prune every channel of the whole network at about the cost of training it; rewrite passes apply
-what pays; the grown network leaves as PyTorch source or ONNX::
+A CNN is traced with ``torch.fx`` into a growable graph; a locality analysis finds what a change to each
+channel touches; a runtime learns how to split or prune every channel of the whole network at about the cost
+of training it; rewrite passes apply what pays; the grown network leaves as PyTorch source or ONNX::
 
     graph = morphir.trace(model, example_inputs)
     learner = morphir.Learner(graph, loss)
@@ -89,7 +89,7 @@ def __dir__() -> list[str]:
 
 
 def _check_siblings() -> None:
-    """``passes`` and ``exporters`` are common names: says so when another package of that name is found first."""
+    """Says so when another package of the common names ``passes`` and ``exporters`` is found first."""
     home = Path(__file__).resolve().parent.parent
     for sibling in ("passes", "exporters"):
         spec = util.find_spec(sibling)

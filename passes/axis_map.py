@@ -1,8 +1,9 @@
 """From index maps of spaces to gather maps of parameter axes.
 
-The map of an axis is found by comparing the axis' groups before and after: the k-th position of a new group comes from the
-k-th position of the old group that it is a copy of. Where positions lie is thus never assumed: the labelled run on the
-new shapes has said so (a flattened ``C*H*W``, an ``H*W*C``, a row for each convolution group, a concatenation).
+The map of an axis is found by comparing the axis' groups before and after: the k-th position of a new group
+comes from the k-th position of the old group that it is a copy of. Where positions lie is thus never assumed:
+the labelled run on the new shapes has said so (a flattened ``C*H*W``, an ``H*W*C``, a row for each
+convolution group, a concatenation).
 """
 
 from __future__ import annotations
@@ -96,8 +97,10 @@ def _axis_map(
         taken[key] = rank + 1
         if rank >= len(positions.get(origin, ())):
             raise VerificationError(f"axis {axis} of {parameter} does not hold {space}[{group}] as predicted")
-        factors = (1.0, 0, 1.0) if index_map is None else _factors(role[space], index_map, group)
-        rows.append((positions[origin][rank], *factors))
+        scale, sign, gradient = (
+            (1.0, 0, 1.0) if index_map is None else _factors(role[space], index_map, group)
+        )
+        rows.append((positions[origin][rank], scale, sign, gradient))
     _check_complete(parameter, axis, positions, taken, changed)
     sources, scales, signs, gradients = zip(*rows, strict=True)
     return AxisMap(parameter, axis, sources, scales, signs, gradients)
@@ -117,7 +120,8 @@ def _keys(bindings: Sequence[tuple[str, AxisBinding]]) -> list[_Key]:
 def _factors(role: str, index_map: IndexMap, group: int) -> tuple[float, int, float]:
     """Returns the factor on values, the sign of theta, and the factor on gradients of one new group.
 
-    A consumer's column is scaled and keeps its gradient; all that lies before a scaled column has its gradient scaled.
+    A consumer's column is scaled and keeps its gradient; all that lies before a scaled column has its
+    gradient scaled.
     """
     scale = index_map.scales[group]
     if role == "consumer":
@@ -136,6 +140,12 @@ def _check_complete(
     for key, old in positions.items():
         space, group = key
         index_map = changed.get(space)
-        copies = [key] if index_map is None else [(space, n) for n, s in enumerate(index_map.sources) if s == group]
+        copies = (
+            [key]
+            if index_map is None
+            else [(space, n) for n, s in enumerate(index_map.sources) if s == group]
+        )
         if any(taken.get(copy, 0) != len(old) for copy in copies):
-            raise VerificationError(f"axis {axis} of {parameter} does not hold every copy of {space}[{group}]")
+            raise VerificationError(
+                f"axis {axis} of {parameter} does not hold every copy of {space}[{group}]"
+            )

@@ -1,32 +1,36 @@
-"""``ReexpressBatchNorm``: makes the train-mode function the eval-mode function again after splits with theta != 0.
+"""``ReexpressBatchNorm``: makes the train-mode function the eval-mode function again after splits.
 
-While theta is learned, batch norm uses running statistics; split children copy them, so the eval-mode function is what was
-learned. In train mode batch norm uses the statistics of y + delta and y - delta, which are not y's. So the children's
-statistics m', v' are estimated on data, and the affine map is written in them::
+While theta is learned, batch norm uses running statistics; split children copy them, so the eval-mode
+function is what was learned. In train mode batch norm uses the statistics of y + delta and y - delta, which
+are not y's. So the children's statistics m', v' are estimated on data, and the affine map is written in
+them::
 
     s = sqrt(v + eps),  s' = sqrt(v' + eps)
     gamma' = gamma s' / s,    beta' = beta + gamma (m' - m) / s
 
-The eval-mode function is unchanged exactly; the train-mode function equals it up to the batches' sampling error.
+The eval-mode function is unchanged exactly; the train-mode function equals it up to the batches' sampling
+error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import nn, optim
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap
 from morphir.ir.remarks import Remark
+from morphir.ir.state import evaluation_mode
 from passes.base import Pass, PassResult
 from passes.moments import powers_of
 from passes.rewriter import Rewriter
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,15 @@ def _children(graph: Graph, maps: Sequence[IndexMap]) -> Iterator[tuple[str, tor
         for binding in space.bindings:
             path, _, tensor = binding.parameter.rpartition(".")
             module = graph.get_submodule(path)
-            if name in signs and isinstance(module, _BatchNorm) and tensor in {"weight", "running_mean"}:
+            if name in signs and isinstance(module, BatchNorm) and tensor in {"weight", "running_mean"}:
                 mask = torch.tensor([g >= 0 and signs[name][g] != 0 for g in binding.groups])
                 masks[path] = masks[path] | mask if path in masks else mask
     yield from ((path, mask) for path, mask in masks.items() if bool(mask.any()))
 
 
-def _norm(graph: Graph, path: str) -> _BatchNorm:
+def _norm(graph: Graph, path: str) -> BatchNorm:
     module = graph.get_submodule(path)
-    assert isinstance(module, _BatchNorm)
+    assert isinstance(module, BatchNorm)
     return module
 
 
@@ -109,20 +113,10 @@ class _Moments:
         """Returns the mean and the unbiased variance, as running statistics hold them."""
         assert self.total is not None and self.squares is not None
         mean = self.total / self.count
-        variance = (self.squares / self.count - mean.square()).clamp_min(0) * self.count / max(self.count - 1, 1)
+        variance = (
+            (self.squares / self.count - mean.square()).clamp_min(0) * self.count / max(self.count - 1, 1)
+        )
         return mean, variance
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Puts a module in evaluation mode, and every submodule back into its own mode afterwards."""
-    modes = {path: child.training for path, child in module.named_modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for path, child in module.named_modules():
-            child.training = modes[path]
 
 
 @torch.no_grad()
@@ -139,7 +133,7 @@ def _estimate(graph: Graph, paths: Sequence[str], batches: Iterable[Any]) -> Map
 
 @torch.no_grad()
 def _reexpress(
-    norm: _BatchNorm, moments: _Moments, mask: torch.Tensor, optimizer: optim.Optimizer | None
+    norm: BatchNorm, moments: _Moments, mask: torch.Tensor, optimizer: optim.Optimizer | None
 ) -> None:
     if not moments.count:
         return
@@ -158,8 +152,10 @@ def _reexpress(
     norm.running_var.copy_(variance)
 
 
-def _carry_moments(optimizer: optim.Optimizer, norm: _BatchNorm, ratio: torch.Tensor, shift: torch.Tensor) -> None:
-    """Gradients in the new coordinates: g_gamma' = g_gamma / ratio - shift / ratio * g_beta; second moments likewise, squared."""
+def _carry_moments(
+    optimizer: optim.Optimizer, norm: BatchNorm, ratio: torch.Tensor, shift: torch.Tensor
+) -> None:
+    """New coordinates: g_gamma' = (g_gamma - shift g_beta) / ratio; second moments: squared."""
     betas = optimizer.state.get(norm.bias, {})
     gammas = optimizer.state.get(norm.weight, {})
     for name, power in powers_of(optimizer, norm.weight).items():

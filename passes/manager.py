@@ -75,8 +75,7 @@ class PassManager:
         rewriter = Rewriter(graph, optimizer)
         reports: list[PassReport] = []
         try:
-            for item in self.pipeline:
-                reports.append(self._run_pass(item, rewriter))
+            reports.extend(self._run_pass(item, rewriter) for item in self.pipeline)
         except BaseException as error:
             snapshot.restore()
             if isinstance(error, MorphirError):

@@ -1,7 +1,7 @@
 """Optimizer state follows the chain rule.
 
-A gradient that is scaled by f after a rewrite scales a first moment by f and a second moment by f squared. Which entry of an
-optimizer's state is which moment is the table below.
+A gradient that is scaled by f after a rewrite scales a first moment by f and a second moment by f squared.
+Which entry of an optimizer's state is which moment is the table below.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOMENTS: Mapping[type[optim.Optimizer], Mapping[str, int]] = {
 
 
 def check_optimizer(optimizer: optim.Optimizer, graph: nn.Module) -> None:
-    """Raises :class:`RewriteError` if the optimizer does not hold the graph's parameters, or its state is unknown."""
+    """Raises :class:`RewriteError` if the optimizer is not the graph's, or its kind of state is unknown."""
     own = {id(parameter) for parameter in graph.parameters()}
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if own and not own & held:
@@ -64,7 +64,7 @@ def powers_of(optimizer: optim.Optimizer, parameter: nn.Parameter) -> dict[str, 
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim() > 0:
             if name not in powers:
                 raise RewriteError(
-                    f"the state entry {name!r} of {type(optimizer).__name__} has the parameter's shape, but is unknown",
+                    f"{type(optimizer).__name__} has an unknown state entry {name!r} of a parameter's shape",
                     hint="add it to passes.moments.MOMENTS",
                 )
             found[name] = powers[name]

@@ -1,12 +1,13 @@
-"""The one place that mutates a graph: applies index maps to parameters, buffers, literals, gradients and moments.
+"""The one place that mutates a graph: applies index maps to tensors, literals, gradients and moments.
 
-The order is what makes a rewrite all-or-nothing and proven: literals and module attributes first, then a labelled run of the
-program on the *predicted* shapes, which must find the predicted widths, shapes and bindings, and only then the tensors.
+The order is what makes a rewrite all-or-nothing and proven: literals and module attributes first, then a
+labelled run of the program on the *predicted* shapes, which must find the predicted widths, shapes and
+bindings, and only then the tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ from morphir.ir.channels import ChannelLayer
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap, Rewrite
 from morphir.ir.source import source_of
+from morphir.ir.state import own_state
 from morphir.morphisms.plan import copies_of
 from passes.axis_map import AxisMap, axis_maps
 from passes.moments import powers_of, replace_parameters
 from passes.snapshot import Snapshot
+from passes.tensors import full_theta, rewrite_gradient, rewrite_tensor
 
 
 class Rewriter:
@@ -89,7 +92,7 @@ class Rewriter:
         replaced: list[tuple[torch.Tensor, torch.Tensor]] = []
         for key, axis_list in axes.items():
             old = _tensor(self.graph, key)
-            new = rewrite_tensor(old, axis_list, _full_theta(key, old, maps, before))
+            new = rewrite_tensor(old, axis_list, full_theta(key, old, maps, before))
             if isinstance(old, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=old.requires_grad)
                 new.grad = None if old.grad is None else rewrite_gradient(old.grad, axis_list, 1)
@@ -104,51 +107,6 @@ class Rewriter:
             replace_parameters(self.optimizer, new_of, state_of)
 
 
-def rewrite_tensor(tensor: torch.Tensor, axes: Sequence[AxisMap], theta: torch.Tensor | None = None) -> torch.Tensor:
-    """Returns a parameter's new values: gathered along every axis, scaled, plus or minus theta on producer rows.
-
-    Args:
-        tensor: The old values.
-        axes: One map for each axis that changes.
-        theta: Theta in the old tensor's shape, or None for 0.
-    """
-    new = tensor.detach()
-    for axis_map in axes:
-        signed = theta is not None and any(axis_map.signs)
-        perturbed = None if theta is None else axis_map.gather(theta)
-        new = axis_map.gather(new)
-        if signed and perturbed is not None:
-            new = new + perturbed * axis_map.along(axis_map.signs, new)
-            theta = None
-        elif perturbed is not None:
-            theta = _scaled(perturbed, axis_map, axis_map.scales)
-        new = _scaled(new, axis_map, axis_map.scales)
-    return _in_format_of(tensor, new)
-
-
-def rewrite_gradient(gradient: torch.Tensor, axes: Sequence[AxisMap], power: int) -> torch.Tensor:
-    """Returns a gradient's or a moment's new values: the chain rule's factor to the given power.
-
-    Args:
-        gradient: A tensor of the old parameter's shape.
-        axes: One map for each axis that changes.
-        power: 1 for gradients and first moments, 2 for second moments.
-    """
-    new = gradient
-    for axis_map in axes:
-        new = _scaled(axis_map.gather(new), axis_map, [factor**power for factor in axis_map.gradients])
-    return _in_format_of(gradient, new)
-
-
-def _scaled(tensor: torch.Tensor, axis_map: AxisMap, factors: Sequence[float]) -> torch.Tensor:
-    return tensor if all(factor == 1 for factor in factors) else tensor * axis_map.along(factors, tensor)
-
-
-def _in_format_of(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    channels_last = old.dim() == 4 and not old.is_contiguous() and old.is_contiguous(memory_format=torch.channels_last)
-    return new.contiguous(memory_format=torch.channels_last) if channels_last else new.contiguous()
-
-
 def _new_state(
     optimizer: optim.Optimizer, parameter: nn.Parameter, axes: Sequence[AxisMap]
 ) -> Mapping[str, Any]:
@@ -156,38 +114,6 @@ def _new_state(
     for name, power in powers_of(optimizer, parameter).items():
         state[name] = rewrite_gradient(state[name], axes, power)
     return state
-
-
-def _full_theta(
-    key: str, tensor: torch.Tensor, maps: Sequence[IndexMap], before: ChannelLayer
-) -> torch.Tensor | None:
-    """Lays the thetas of all split groups out in the kernel's own shape; None where there are none."""
-    full: torch.Tensor | None = None
-    for index_map in maps:
-        for producer in before.spaces[index_map.space].producers:
-            if producer.parameter != key:
-                continue
-            for group, thetas in index_map.thetas.items():
-                if key in thetas:
-                    full = torch.zeros_like(tensor) if full is None else full
-                    _place_theta(full, thetas[key], before, index_map.space, producer.out_axis, key, group)
-    return full
-
-
-def _place_theta(
-    full: torch.Tensor, theta: torch.Tensor, before: ChannelLayer, space: str, axis: int, key: str, group: int
-) -> None:
-    binding = before.spaces[space].binding(key, axis)
-    rows = [] if binding is None else [row for row, owner in enumerate(binding.groups) if owner == group]
-    kernel = full.select(axis, 0).shape
-    expected = tuple(kernel) if len(rows) == 1 else (len(rows), *kernel)
-    if tuple(theta.shape) != expected:
-        raise RewriteError(
-            f"theta of {space}[{group}] for {key} has shape {tuple(theta.shape)}, expected {expected}",
-            hint="theta has the shape of one output channel's kernel, or [rows, kernel] for a group of several rows",
-        )
-    values = theta.to(full).reshape(len(rows), *kernel)
-    full.index_copy_(axis, torch.tensor(rows, device=full.device), values.movedim(0, axis))
 
 
 def _tensor(graph: Graph, key: str) -> torch.Tensor:
@@ -199,10 +125,8 @@ def _owners(graph: Graph) -> dict[int, list[tuple[nn.Module, str]]]:
     """Returns every place that a tensor is registered at; shared parameters have several."""
     found: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in graph.modules():
-        for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                if tensor is not None:
-                    found.setdefault(id(tensor), []).append((module, name))
+        for name, tensor in own_state(module).items():
+            found.setdefault(id(tensor), []).append((module, name))
     return found
 
 
@@ -211,12 +135,11 @@ def _count_parameters(graph: Graph) -> int:
 
 
 def _by_parameter(maps: Iterable[AxisMap]) -> dict[str, list[AxisMap]]:
-    """Gathers the maps by parameter; the producer's rows come last, when theta's other axes are already rewritten."""
+    """Gathers the maps by parameter; the producer's rows come last, when theta's other axes are rewritten."""
     found: dict[str, list[AxisMap]] = {}
     for axis_map in maps:
         found.setdefault(axis_map.parameter, []).append(axis_map)
-    has_theta: Callable[[AxisMap], bool] = lambda axis_map: any(axis_map.signs)  # noqa: E731
-    return {key: sorted(items, key=has_theta) for key, items in found.items()}
+    return {key: sorted(items, key=lambda axis_map: any(axis_map.signs)) for key, items in found.items()}
 
 
 def _new_shapes(
@@ -239,9 +162,7 @@ def _set_module_attributes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) 
     for path in by_module:
         module = graph.get_submodule(path)
         own = {
-            name: by_module[path].get(name, tuple(tensor.shape))
-            for name, tensor in (*module._parameters.items(), *module._buffers.items())
-            if tensor is not None
+            name: by_module[path].get(name, tuple(tensor.shape)) for name, tensor in own_state(module).items()
         }
         for attribute, value in module_attributes(module, own).items():
             setattr(module, attribute, value)
@@ -252,8 +173,10 @@ def _check_widths(before: ChannelLayer, after: ChannelLayer, maps: Sequence[Inde
     expected.update({m.space: m.new_width for m in maps})
     found = {name: space.width for name, space in after.spaces.items()}
     if expected != found:
-        wrong = sorted({name for name, width in (*expected.items(), *found.items()) if expected.get(name) != found.get(name)})
-        detail = ", ".join(f"{name}: {expected.get(name)} predicted, {found.get(name)} found" for name in wrong)
+        wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+        detail = ", ".join(
+            f"{name}: {expected.get(name)} predicted, {found.get(name)} found" for name in wrong
+        )
         raise VerificationError(f"the rewritten program has other channel spaces than predicted ({detail})")
 
 

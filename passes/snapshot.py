@@ -63,6 +63,9 @@ _TABLES = ("_parameters", "_buffers")
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """The tables of tensors, and the plain attributes that a rewrite may set (``out_channels``, ``groups``)."""
-    plain = {k: v for k, v in module.__dict__.items() if isinstance(v, (int, tuple)) and not k.startswith("_")}
-    return {**plain, **{name: dict(module.__dict__[name]) for name in _TABLES}}
+    """The tables of tensors, and the plain attributes that a rewrite may set (as ``out_channels``)."""
+    held = vars(module)
+    plain: dict[str, Any] = {
+        k: v for k, v in held.items() if isinstance(v, (int, tuple)) and not k.startswith("_")
+    }
+    return {**plain, **{name: dict(held[name]) for name in _TABLES}}

@@ -41,9 +41,9 @@ def transform(
 ) -> TransformResult:
     """Applies morphisms in place.
 
-    All indices refer to the graph as it is before the call. The parameters of changed spaces become new ``nn.Parameter``
-    objects; gradients are carried over, and so is ``optimizer``: the same object, its ``param_groups`` and ``state`` pointing to
-    the new parameters, its moments scaled by the chain rule.
+    All indices refer to the graph as it is before the call. The parameters of changed spaces become new
+    ``nn.Parameter`` objects; gradients are carried over, and so is ``optimizer``: the same object, its
+    ``param_groups`` and ``state`` pointing to the new parameters, its moments scaled by the chain rule.
 
     Args:
         graph: A traced graph.

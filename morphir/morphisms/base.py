@@ -1,4 +1,4 @@
-"""What a morphism declares: how often its group is kept, with which factors, and what it may be applied to."""
+"""What a morphism declares: how often its group is kept, with which factors, and what it applies to."""
 
 from __future__ import annotations
 

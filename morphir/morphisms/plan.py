@@ -17,7 +17,8 @@ def by_space(graph: Graph, morphisms: Iterable[Morphism]) -> dict[str, dict[int,
     """Sorts morphisms by space and group, and checks each against its group's verdict.
 
     Raises:
-        MorphirError: for an unknown space or index, a verdict that does not allow the morphism, or a group named twice.
+        MorphirError: for an unknown space or index, a verdict that does not allow the morphism, or a group
+            named twice.
     """
     found: dict[str, dict[int, Morphism]] = {}
     for morphism in morphisms:

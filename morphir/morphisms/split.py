@@ -1,7 +1,7 @@
 """Split (section 3.1): one channel with kernel w becomes two with w + theta and w - theta.
 
-Both keep the region and its parameters, and each keeps the outgoing kernel halved, so that theta = 0 leaves the function
-unchanged::
+Both keep the region and its parameters, and each keeps the outgoing kernel halved, so that theta = 0 leaves
+the function unchanged::
 
     1/2 sigma(y + delta) + 1/2 sigma(y - delta) = sigma(y)    at delta = 0
 """
@@ -22,8 +22,9 @@ class Split(Morphism):
     """Splits one channel group in two.
 
     Attributes:
-        theta: Producer parameter key to theta, of one output channel's kernel's shape; where a group has m rows in a
-            producer (grouped convolutions), ``[m, *kernel shape]`` in row order. None, or a missing key, is theta = 0.
+        theta: Producer parameter key to theta, of one output channel's kernel's shape; where a group has m
+            rows in a producer (grouped convolutions), ``[m, *kernel shape]`` in row order. None, or a missing
+            key, is theta = 0.
     """
 
     theta: Theta | None = field(default=None, compare=False, repr=False)
@@ -44,6 +45,6 @@ class Split(Morphism):
         unknown = set(self.theta or ()) - producers
         if unknown:
             raise RewriteError(
-                f"{self}: theta names {', '.join(sorted(unknown))}, which does not make channels of this space",
+                f"{self}: theta names {', '.join(sorted(unknown))}, no producer of this space",
                 hint=f"the space's producers are {', '.join(sorted(producers))}",
             )

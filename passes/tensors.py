@@ -1,0 +1,93 @@
+"""What an index map does to one tensor: to values, to gradients and moments, and to theta itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from morphir.errors import RewriteError
+from morphir.ir.channels import ChannelLayer
+from morphir.ir.index_map import IndexMap
+from passes.axis_map import AxisMap
+
+
+def rewrite_tensor(
+    tensor: torch.Tensor, axes: Sequence[AxisMap], theta: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Returns new values: gathered along every axis, scaled, plus or minus theta on producer rows.
+
+    Args:
+        tensor: The old values.
+        axes: One map for each axis that changes.
+        theta: Theta in the old tensor's shape, or None for 0.
+    """
+    new = tensor.detach()
+    for axis_map in axes:
+        signed = theta is not None and any(axis_map.signs)
+        perturbed = None if theta is None else axis_map.gather(theta)
+        new = axis_map.gather(new)
+        if signed and perturbed is not None:
+            new = new + perturbed * axis_map.along(axis_map.signs, new)
+            theta = None
+        elif perturbed is not None:
+            theta = _scaled(perturbed, axis_map, axis_map.scales)
+        new = _scaled(new, axis_map, axis_map.scales)
+    return _in_format_of(tensor, new)
+
+
+def rewrite_gradient(gradient: torch.Tensor, axes: Sequence[AxisMap], power: int) -> torch.Tensor:
+    """Returns a gradient's or a moment's new values: the chain rule's factor to the given power.
+
+    Args:
+        gradient: A tensor of the old parameter's shape.
+        axes: One map for each axis that changes.
+        power: 1 for gradients and first moments, 2 for second moments.
+    """
+    new = gradient
+    for axis_map in axes:
+        new = _scaled(axis_map.gather(new), axis_map, [factor**power for factor in axis_map.gradients])
+    return _in_format_of(gradient, new)
+
+
+def _scaled(tensor: torch.Tensor, axis_map: AxisMap, factors: Sequence[float]) -> torch.Tensor:
+    return tensor if all(factor == 1 for factor in factors) else tensor * axis_map.along(factors, tensor)
+
+
+def _in_format_of(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    channels_last = (
+        old.dim() == 4 and not old.is_contiguous() and old.is_contiguous(memory_format=torch.channels_last)
+    )
+    return new.contiguous(memory_format=torch.channels_last) if channels_last else new.contiguous()
+
+
+def full_theta(
+    key: str, tensor: torch.Tensor, maps: Sequence[IndexMap], before: ChannelLayer
+) -> torch.Tensor | None:
+    """Lays the thetas of all split groups out in the kernel's own shape; None where there are none."""
+    full: torch.Tensor | None = None
+    for index_map in maps:
+        for producer in before.spaces[index_map.space].producers:
+            if producer.parameter != key:
+                continue
+            for group, thetas in index_map.thetas.items():
+                if key in thetas:
+                    full = torch.zeros_like(tensor) if full is None else full
+                    _place_theta(full, thetas[key], before, index_map.space, producer.out_axis, key, group)
+    return full
+
+
+def _place_theta(
+    full: torch.Tensor, theta: torch.Tensor, before: ChannelLayer, space: str, axis: int, key: str, group: int
+) -> None:
+    binding = before.spaces[space].binding(key, axis)
+    rows = [] if binding is None else [row for row, owner in enumerate(binding.groups) if owner == group]
+    kernel = full.select(axis, 0).shape
+    expected = tuple(kernel) if len(rows) == 1 else (len(rows), *kernel)
+    if tuple(theta.shape) != expected:
+        raise RewriteError(
+            f"theta of {space}[{group}] for {key} has shape {tuple(theta.shape)}, expected {expected}",
+            hint="theta is one output channel's kernel, or [rows, *kernel] for a group of several rows",
+        )
+    values = theta.to(full).reshape(len(rows), *kernel)
+    full.index_copy_(axis, torch.tensor(rows, device=full.device), values.movedim(0, axis))

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import (
 
 from morphir.analysis.labels import AxisLabels, Facts, LabelledValue, Layers
 from morphir.analysis.literals import constrain_literals
-from morphir.analysis.rules import MixingUse, Operation, Origin, apply_rule, result_origin
+from morphir.analysis.rules import MixingUse, Operation, Origin, apply_rule, iteration_spaces, result_origin
 from morphir.ir.graph import Graph
 from morphir.ir.state import evaluation_mode, named_state
 from morphir.ir.trace import keywords_in_order
@@ -37,6 +37,7 @@ class Execution:
         mixing: Every use of a kernel by a mixing operator, in program order.
         values: Node name to each tensor that the node yields, with its labels.
         scattered: Layers whose labels vary along several dimensions at once.
+        products: Node name and iteration space of every convolution and matrix product.
     """
 
     axes: AxisLabels
@@ -44,6 +45,7 @@ class Execution:
     mixing: list[MixingUse] = field(default_factory=list[MixingUse])
     values: dict[str, list[LabelledValue]] = field(default_factory=dict[str, "list[LabelledValue]"])
     scattered: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
+    products: list[tuple[str, LabelledValue]] = field(default_factory=list["tuple[str, LabelledValue]"])
 
 
 class _Recorder(TorchDispatchMode):
@@ -85,6 +87,9 @@ class _Recorder(TorchDispatchMode):
                     layer for layer in layers if sum(map(bool, layer.stride())) > 1
                 )
             self.execution.mixing.extend(outcome.mixing)
+            self.execution.products.extend(
+                (self.node, space) for space in iteration_spaces(operation, outcome.outputs)
+            )
         return result
 
 

@@ -19,6 +19,7 @@ from morphir.ir.channels import (
     ChannelSpace,
     Consumer,
     Producer,
+    Product,
     Role,
     Value,
     ValueLayout,
@@ -93,7 +94,8 @@ class _Builder:
             )
             for name, roots in roots_of.items()
         }
-        return ChannelLayer(spaces, values)
+        products = tuple(Product(node, self._value(space)) for node, space in self.execution.products)
+        return ChannelLayer(spaces, values, products)
 
     def _axis(self, parameter: str, axis: int) -> NDArray[np.int64]:
         return self.coupling.axis(self.execution, parameter, axis)

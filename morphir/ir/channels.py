@@ -179,13 +179,28 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Product:
+    """One convolution or matrix product: one multiply-accumulate at every point of an iteration space.
+
+    Attributes:
+        node: Name of the graph node that computes it.
+        iteration: The iteration space, with the channels that lie along its dimensions.
+    """
+
+    node: str
+    iteration: Value
+
+
+@dataclass(frozen=True)
 class ChannelLayer:
     """All that the analysis found about a graph.
 
     Attributes:
         spaces: Every channel space, in program order.
         values: Node name to each tensor that the node yields.
+        products: Every convolution and matrix product that the program computes.
     """
 
     spaces: Mapping[str, ChannelSpace]
     values: Mapping[str, tuple[Value, ...]]
+    products: tuple[Product, ...] = ()

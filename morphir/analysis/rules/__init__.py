@@ -9,9 +9,10 @@ from morphir.analysis.rules import mixing as _mixing
 from morphir.analysis.rules import movement, pointwise
 from morphir.analysis.rules import normalisation as _normalisation
 from morphir.analysis.rules import spatial as _spatial
+from morphir.analysis.rules.arithmetic import iteration_spaces
 from morphir.analysis.rules.operation import RULES, MixingUse, Operation, Origin, Outcome
 
-__all__ = ["MixingUse", "Operation", "Origin", "Outcome", "apply_rule", "result_origin"]
+__all__ = ["MixingUse", "Operation", "Origin", "Outcome", "apply_rule", "iteration_spaces", "result_origin"]
 
 
 REGISTERED = (_mixing, movement, _normalisation, pointwise, _spatial)

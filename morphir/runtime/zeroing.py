@@ -1,0 +1,137 @@
+"""Runs of a graph for the oracle: repeatable in train mode, and with some channels zeroed for their consumers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from morphir.ir.graph import Graph
+from morphir.ir.trace import keywords_in_order
+
+Removed = Mapping[str, frozenset[int]]
+"""Space name to the groups that are treated as if they were not there."""
+
+_DROPOUTS: frozenset[Any] = frozenset(
+    {
+        functional.dropout,
+        functional.dropout1d,
+        functional.dropout2d,
+        functional.dropout3d,
+        functional.alpha_dropout,
+        functional.feature_alpha_dropout,
+    }
+)
+
+
+class _WithoutDropout(TorchFunctionMode):
+    """Lets dropout pass everything: its random mask has other extents once the channels are others."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _DROPOUTS:
+            return args[0] if args else (kwargs or {})["input"]
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def run_deterministic(
+    program: Graph | ZeroedGraph,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    *,
+    training: bool,
+    seed: int,
+) -> list[torch.Tensor]:
+    """Runs a copy of a graph, so that batch norms' running statistics stay, and returns its output tensors.
+
+    Args:
+        program: The graph, or a graph with zeroed channels.
+        inputs: Positional and keyword inputs; copied, since operators may write to them.
+        training: Whether in train mode. Dropout is off in either, other random draws are seeded.
+        seed: Of those draws.
+    """
+    runner = copy.deepcopy(program)
+    graph = runner.graph if isinstance(runner, ZeroedGraph) else runner
+    graph.train(training)
+    args, kwargs = pytree.tree_map(_cloned, inputs)
+    with _seeded(graph.device, seed), _WithoutDropout():
+        outputs = runner(*args, **kwargs)
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+
+
+def _cloned(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Generator[None]:
+    """Seeds torch inside, and leaves the caller's random state alone."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):  # pyright: ignore[reportUnknownMemberType]
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+        yield
+
+
+class ZeroedGraph:
+    """A graph that runs as if some channel groups contributed nothing to any consumer."""
+
+    def __init__(self, graph: Graph, removed: Removed) -> None:
+        self.graph = graph
+        self.removed = removed
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the program."""
+        inputs = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
+        return _Zeroing(self.graph, self.removed).run(*inputs)
+
+
+def zeroed(graph: Graph, removed: Removed) -> Graph | ZeroedGraph:
+    """Returns a program in which every consumer reads zeros for the removed groups.
+
+    Args:
+        graph: The original; not changed.
+        removed: Space name to group indices.
+    """
+    return ZeroedGraph(graph, removed) if removed else graph
+
+
+class _Zeroing(fx.Interpreter):
+    """Multiplies what a consumer reads by 0 at the positions of removed groups."""
+
+    def __init__(self, graph: Graph, removed: Removed) -> None:
+        super().__init__(graph)
+        self.extra_traceback = False
+        self.positions: dict[tuple[str, str], list[tuple[int, list[int]]]] = {}
+        for name, groups in removed.items():
+            for consumer in graph.space(name).consumers:
+                found = [at for at, group in enumerate(consumer.groups) if group in groups]
+                key = (consumer.node, consumer.tensor)
+                self.positions.setdefault(key, []).append((consumer.dim, found))
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs one node, on partly zeroed copies of what it reads if it is a consumer."""
+        originals = {
+            source: self.env[source]
+            for source in n.all_input_nodes
+            if (n.name, source.name) in self.positions
+        }
+        for source, value in originals.items():
+            self.env[source] = self._zeroed(n.name, source.name, value)
+        try:
+            return super().run_node(n)
+        finally:
+            self.env.update(originals)
+
+    def _zeroed(self, node: str, tensor: str, value: torch.Tensor) -> torch.Tensor:
+        value = value.clone()
+        for dim, positions in self.positions[node, tensor]:
+            value.index_fill_(dim, torch.tensor(positions, device=value.device), 0)
+        return value

@@ -40,12 +40,15 @@ class Coupling:
         return self.roots[first : first + execution.axes.extents[key, axis]]
 
     def vector(self, layer: Layer) -> tuple[int, NDArray[np.int64]] | None:
-        """Returns the one dimension along which a layer's groups lie, and the roots along it."""
+        """Returns the one dimension along which a layer's groups lie, and the roots along it.
+
+        A single group may fill several dimensions; the innermost is where ties leave the channels.
+        """
         dims = label_dims(layer)
         if not dims:
             return None
         small = self.of(compact(layer))
-        for dim in dims:
+        for dim in reversed(dims):
             first = np.moveaxis(small, dim, 0).reshape(small.shape[dim], -1)
             if (first == first[:, :1]).all():
                 return dim, first[:, 0]

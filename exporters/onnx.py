@@ -92,13 +92,19 @@ def export_onnx(
 
 def _check_exportable(graph: Graph) -> None:
     if any(module.training for module in graph.modules()):
-        raise ExportError("the graph is in train mode, ONNX holds evaluation alone", hint="call graph.eval() first")
+        raise ExportError(
+            "the graph is in train mode, ONNX holds evaluation alone", hint="call graph.eval() first"
+        )
     tensors = (*graph.parameters(), *graph.buffers())
     specs = [leaf for leaf in _leaves(graph) if isinstance(leaf, TensorSpec)]
-    dtypes = {item.dtype for item in (*tensors, *specs) if item.dtype.is_floating_point or item.dtype.is_complex}
+    dtypes = {
+        item.dtype for item in (*tensors, *specs) if item.dtype.is_floating_point or item.dtype.is_complex
+    }
     if dtypes - {torch.float32}:
         names = ", ".join(sorted(str(dtype) for dtype in dtypes - {torch.float32}))
-        raise ExportError(f"ONNX export computes in float32, the graph holds {names}", hint="call graph.float()")
+        raise ExportError(
+            f"ONNX export computes in float32, the graph holds {names}", hint="call graph.float()"
+        )
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > LIMIT_BYTES:
         raise ExportError(
@@ -139,7 +145,9 @@ def _convert(model: Graph, opset: int | None) -> onnx.ModelProto:
         ) from error
     made = next(entry.version for entry in proto.opset_import if entry.domain == "")
     if opset is not None and made != opset:
-        raise ExportError(f"the graph cannot be converted to opset {opset}, only to {made}", hint=f"use opset={made}")
+        raise ExportError(
+            f"the graph cannot be converted to opset {opset}, only to {made}", hint=f"use opset={made}"
+        )
     return proto
 
 

@@ -35,7 +35,9 @@ def compare(model: Graph, path: Path, batch_sizes: Sequence[int]) -> float:
     session = _session(path)
     worst = 0.0
     for batch_size in batch_sizes:
-        args, kwargs = random_inputs(model.inputs, torch.device("cpu"), seed=batch_size, batch_size=batch_size)
+        args, kwargs = random_inputs(
+            model.inputs, torch.device("cpu"), seed=batch_size, batch_size=batch_size
+        )
         found = _run(session, (args, kwargs), batch_size)
         with torch.no_grad():
             wanted = pytree.tree_leaves(model(*args, **kwargs))

@@ -69,7 +69,9 @@ def history_json(history: tuple[Rewrite, ...]) -> str:
     brief = json.dumps({"truncated": "widths", "rewrites": [_widths(rewrite) for rewrite in history]})
     if len(brief) <= _HISTORY_BYTES:
         return brief
-    return json.dumps({"truncated": "recent", "rewrites": [_widths(rewrite) for rewrite in history[-_RECENT:]]})
+    return json.dumps(
+        {"truncated": "recent", "rewrites": [_widths(rewrite) for rewrite in history[-_RECENT:]]}
+    )
 
 
 def _widths(rewrite: Rewrite) -> dict[str, Any]:

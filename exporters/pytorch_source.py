@@ -157,7 +157,9 @@ def _check_outputs(wanted: object, found: object) -> None:
     for at, (left, right) in enumerate(zip(leaves, found_leaves, strict=True)):
         if isinstance(left, torch.Tensor) and not _same(cast("torch.Tensor", right), left):
             difference = (cast("torch.Tensor", right).double() - left.double()).abs().max().item()
-            raise ExportError(f"output {at} of the exported class differs from the graph's by {difference:.3g}")
+            raise ExportError(
+                f"output {at} of the exported class differs from the graph's by {difference:.3g}"
+            )
 
 
 def _plain(value: object) -> object:

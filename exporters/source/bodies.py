@@ -41,12 +41,12 @@ class Body:
     """A forward function.
 
     Attributes:
-        inputs: The values from outside that it reads, in order of first use.
+        inputs: The values from outside that it reads, in order of first use, with their variables' numbers.
         statements: What it does.
         result: What it returns; None if nothing is read.
     """
 
-    inputs: tuple[fx.Node, ...]
+    inputs: tuple[tuple[int, fx.Node], ...]
     statements: tuple[Statement, ...]
     result: Template | None
 
@@ -59,7 +59,7 @@ class _Writer:
     access: Access
     results: Mapping[str, tuple[int, ...]]
     known: dict[fx.Node, Template] = field(default_factory=dict["fx.Node", Template])
-    inputs: list[fx.Node] = field(default_factory=list[fx.Node])
+    inputs: list[tuple[int, fx.Node]] = field(default_factory=list[tuple[int, fx.Node]])
     statements: list[Statement] = field(default_factory=list[Statement])
     count: int = 0
 
@@ -76,8 +76,7 @@ class _Writer:
         if node.op == "get_attr" and under(str(node.target), self.path):
             return (self.access(self.path, str(node.target)),)
         if node not in self.known:
-            self.inputs.append(node)
-            self.declare(node)
+            self.inputs.append((self.declare(node), node))
         return self.known[node]
 
     def value(self, argument: object, hint: str = "value") -> Template:
@@ -106,16 +105,15 @@ class _Writer:
         negative = isinstance(argument, (int, float)) and argument < 0
         return ("(", *template, ")") if negative or " " in _text(template) else template
 
-    def write(self, node: fx.Node) -> None:
-        """Appends what one node does, or keeps it to be written where it is read."""
-        if node.target in AUGMENTED and node.op == "call_function":
-            if self._augment(node):
-                return
+    def write(self, node: fx.Node, *, inline: bool) -> None:
+        """Appends what one node does, or keeps its expression for the node that reads it."""
+        if node.op == "call_function" and node.target in AUGMENTED and self._augment(node):
+            return
         template = _WRITERS[node.op](self, node)
-        scalar = _is_scalar(node)
-        if _is_inlined(node, scalar):
+        if inline:
             self.known[node] = template
             return
+        scalar = _is_scalar(node)
         hint = "size" if scalar else ""
         self.statements.append(Statement((self.declare(node),), template, hint=hint, scalar=scalar))
 
@@ -133,7 +131,7 @@ class _Writer:
     def call(self, scope: Scope) -> None:
         """Appends the call of an inner module."""
         body = write_body(scope, self.access, self.results)
-        arguments = tuple(Argument(self.read(node)) for node in body.inputs)
+        arguments = tuple(Argument(self.read(node)) for _, node in body.inputs)
         callee = self.access(self.path, scope.path)
         nodes = list(scope.nodes())
         targets = tuple(self.declare(nodes[at]) for at in self.results[scope.path])
@@ -162,19 +160,39 @@ def write_root(root: Scope, graph: fx.Graph, access: Access, results: Mapping[st
     """Returns the statements of the model's forward; its inputs are all the model's, read or not."""
     writer = _Writer("", access, results)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    for node in placeholders:
-        writer.declare(node)
+    inputs = tuple((writer.declare(node), node) for node in placeholders)
     _write_items(writer, root)
     output = next(node for node in graph.nodes if node.op == "output")
-    return Body(tuple(placeholders), tuple(writer.statements), writer.value(output.args[0]))
+    return Body(inputs, tuple(writer.statements), writer.value(output.args[0]))
 
 
 def _write_items(writer: _Writer, scope: Scope) -> None:
+    inlined = _inlined(scope)
     for item in scope.items:
         if isinstance(item, Scope):
             writer.call(item)
         else:
-            writer.write(item)
+            writer.write(item, inline=item in inlined)
+
+
+def _inlined(scope: Scope) -> set[fx.Node]:
+    """Returns the cheap nodes whose expression is written where it is read.
+
+    They are read once, and right after: so the source evaluates everything in the program's order.
+    """
+    found: set[fx.Node] = set()
+    readers: set[fx.Node] = set()
+    for item in reversed(scope.items):
+        if isinstance(item, Scope):
+            readers = set(item.nodes())
+            continue
+        is_cheap = _is_scalar(item) or _is_element(item)
+        if is_cheap and len(item.users) == 1 and readers.issuperset(item.users):
+            found.add(item)
+            readers.add(item)
+        else:
+            readers = {item}
+    return found
 
 
 def _call_module(writer: _Writer, node: fx.Node) -> Template:
@@ -195,7 +213,10 @@ def _call_function(writer: _Writer, node: fx.Node) -> Template:
     if target is getattr and len(args) == 2:
         return (*writer.operand(args[0]), f".{args[1]}")
     if target in INFIX and len(args) == 2 and not node.kwargs:
-        return (*writer.operand(args[0]), f" {INFIX[target]} ", *writer.operand(args[1]))
+        left, right = writer.operand(args[0]), writer.operand(args[1])
+        close = target is operator.pow and _is_simple(left) and _is_simple(right)
+        symbol = INFIX[target] if close else f" {INFIX[target]} "
+        return (*left, symbol, *right)
     if target in PREFIX and not node.kwargs:
         return (PREFIX[target], *writer.operand(args[0]))
     if target is getattr:
@@ -251,12 +272,6 @@ def _is_scalar(node: fx.Node) -> bool:
     return arithmetic and all(_is_scalar(argument) for argument in node.all_input_nodes)
 
 
-def _is_inlined(node: fx.Node, scalar: bool) -> bool:
-    """Whether the expression is written where it is read: cheap, without side effects, and read once."""
-    once = len(node.users) == 1
-    return once and (scalar or _is_element(node)) or (scalar and all(_is_element(user) for user in node.users))
-
-
 def _is_element(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is operator.getitem and isinstance(node.args[1], int)
 
@@ -283,6 +298,11 @@ def _joined(templates: list[Template]) -> Template:
     for at, template in enumerate(templates):
         joined += [", ", *template] if at else template
     return tuple(joined)
+
+
+def _is_simple(template: Template) -> bool:
+    """Whether formatters write a power of it without spaces."""
+    return len(template) == 1 and isinstance(template[0], (Ref, Hole))
 
 
 def _text(template: Template) -> str:

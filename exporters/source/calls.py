@@ -120,7 +120,11 @@ def _unwritable(root: Scope, is_writable: Callable[[Scope], bool]) -> str | None
         reaches_out = any(
             node.op == "call_module" and not under(str(node.target), scope.path) for node in scope.nodes()
         )
-        if reaches_out or not is_writable(scope) or forms.setdefault(scope.path, form := _form(scope)) != form:
+        if (
+            reaches_out
+            or not is_writable(scope)
+            or forms.setdefault(scope.path, form := _form(scope)) != form
+        ):
             return scope.path
     return None
 

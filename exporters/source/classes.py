@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from exporters.source.bodies import Body, Statement
+from exporters.source.bodies import Body
 from exporters.source.template import (
     Argument,
     Call,
@@ -29,7 +29,7 @@ class Blueprint:
         base: The class that it derives from.
         setup: The statements of ``__init__``.
         members: The attributes that ``__init__`` makes; no constructor argument is stored under these names.
-        parameters: The names of the forward function's parameters.
+        parameters: The forward function's parameters, by variable number; with their defaults.
         body: The forward function; None if the class inherits its own, or is never called.
     """
 
@@ -37,7 +37,7 @@ class Blueprint:
     base: str
     setup: tuple[Template, ...]
     members: frozenset[str]
-    parameters: tuple[str, ...] = ()
+    parameters: tuple[tuple[int, str], ...] = ()
     body: Body | None = None
 
     @property
@@ -126,9 +126,7 @@ def _unique(name: str, taken: Counter[str]) -> str:
     return candidate
 
 
-def _unify(
-    family: Sequence[Blueprint], name: str
-) -> tuple[ClassDefinition, list[tuple[Argument, ...]]]:
+def _unify(family: Sequence[Blueprint], name: str) -> tuple[ClassDefinition, list[tuple[Argument, ...]]]:
     columns = list(_columns(family))
     varying = [column for column in columns if len(set(column.key)) > 1]
     merged = _merge(varying)
@@ -184,13 +182,9 @@ def _bind_blueprint(blueprint: Blueprint, found: Sequence[tuple[str | None, bool
     setup = tuple(bind(template, names) for template in blueprint.setup)
     if blueprint.body is None:
         return replace(blueprint, setup=setup)
-    statements: list[Statement] = []
-    for statement in blueprint.body.statements:
-        statements.append(replace(statement, value=bind(statement.value, names)))
+    statements = tuple(replace(s, value=bind(s.value, names)) for s in blueprint.body.statements)
     result = blueprint.body.result
-    body = Body(
-        blueprint.body.inputs, tuple(statements), None if result is None else bind(result, names)
-    )
+    body = Body(blueprint.body.inputs, statements, None if result is None else bind(result, names))
     return replace(blueprint, setup=setup, body=body)
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from exporters.source.helpers import full_name, helper_for
 from exporters.source.template import Hole
 from morphir.errors import ExportError
 from morphir.ir.source import source_of
@@ -53,21 +54,6 @@ AUGMENTED: Mapping[object, str] = {
 }
 PREFIX: Mapping[object, str] = {operator.neg: "-", operator.pos: "+", operator.invert: "~"}
 
-HELPERS: Mapping[str, str] = {
-    "torchvision.ops.stochastic_depth.stochastic_depth": '''
-def stochastic_depth(x, p, mode, training=True):
-    """Drops whole residual branches at random while training: per batch, or per row of it."""
-    if not training or p == 0.0:
-        return x
-    size = [x.shape[0] if mode == "row" else 1] + [1] * (x.ndim - 1)
-    noise = torch.empty(size, dtype=x.dtype, device=x.device).bernoulli_(1.0 - p)
-    if p < 1.0:
-        noise.div_(1.0 - p)
-    return x * noise
-''',
-}
-"""Functions that are leaves of the trace but not torch's, by their full name, and what stands for them in source."""
-
 _NAMESPACES: tuple[tuple[str, ModuleType], ...] = (
     ("torch", torch),
     ("F", F),
@@ -92,11 +78,6 @@ def _public_functions() -> Iterator[tuple[object, str]]:
 _NAMES: Mapping[int, str] = {id(value): name for value, name in _public_functions()}
 
 
-def full_name(target: object) -> str:
-    """Returns the module and name where a function was defined."""
-    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', target)}"
-
-
 def function_name(node: fx.Node) -> str:
     """Returns what source calls the function of a ``call_function`` node.
 
@@ -111,8 +92,9 @@ def function_name(node: fx.Node) -> str:
     name = getattr(target, "__name__", "")
     if name and inspect.getattr_static(torch.Tensor, name, None) is target:
         return f"torch.Tensor.{name}"
-    if full_name(target) in HELPERS:
-        return full_name(target).rsplit(".", 1)[-1]
+    helper = helper_for(node)
+    if helper is not None:
+        return helper.__name__
     raise ExportError(
         f"{full_name(target)} is not a function of torch, and exported source imports nothing else",
         node=node.name,

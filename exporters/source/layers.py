@@ -132,7 +132,8 @@ def _check_shapes(module: nn.Module, path: str, values: dict[str, object]) -> No
     except (TypeError, ValueError, RuntimeError) as error:
         raise ExportError(f"cannot rebuild the {type(module).__name__} at {path!r}: {error}") from error
     made, real = (
-        {key: tuple(tensor.shape) for key, tensor in layer.state_dict().items()} for layer in (rebuilt, module)
+        {key: tuple(tensor.shape) for key, tensor in layer.state_dict().items()}
+        for layer in (rebuilt, module)
     )
     if made != real:
         wrong = [key for key in sorted({*made, *real}) if made.get(key) != real.get(key)]

@@ -69,7 +69,12 @@ class ModuleTree:
         name = self.type_name(path)
         holds_both = bool(self.tensors(path)) and bool(self.children(path))
         parameters_only = name.startswith("Parameter")
-        if path and name in _LISTS | _DICTS and not holds_both and parameters_only == bool(self.tensors(path)):
+        if (
+            path
+            and name in _LISTS | _DICTS
+            and not holds_both
+            and parameters_only == bool(self.tensors(path))
+        ):
             return "list" if name in _LISTS else "dict"
         return "class"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, count
 
 from exporters.source.bodies import Statement
@@ -13,18 +13,18 @@ _SIZES = ("n", "m", "k")
 
 
 def variable_names(
-    inputs: Sequence[str], statements: Sequence[Statement], result: Template, reserved: set[str]
+    inputs: Mapping[int, str], statements: Sequence[Statement], result: Template, reserved: set[str]
 ) -> dict[int, str]:
     """Returns a name for each variable.
 
     Args:
-        inputs: Names of the first variables, in order; they are the parameters of the function.
+        inputs: Names of the function's parameters, by number.
         statements: The function's statements, in order.
         result: What it returns.
         reserved: Names that the file gives another meaning.
     """
     last_read = _last_reads(statements, result)
-    names = dict(enumerate(inputs))
+    names = dict(inputs)
     for at, statement in enumerate(statements):
         if statement.augmented:
             continue

@@ -11,7 +11,7 @@ from torch import fx, nn
 from exporters.source.bodies import Body, write_body, write_root
 from exporters.source.calls import Scope, call_tree, settle
 from exporters.source.classes import Blueprint, ClassDefinition, share
-from exporters.source.functions import HELPERS, full_name
+from exporters.source.helpers import helper_sources
 from exporters.source.layers import construction, is_layer
 from exporters.source.modules import ModuleTree, is_attribute
 from exporters.source.template import Argument, Call, Hole, Piece, Template, render
@@ -46,15 +46,15 @@ def program(graph: Graph, class_name: str) -> Program:
     _check_modules(tree, graph.graph)
     settle(root, lambda scope: _is_writable(tree, scope))
     writer = _Writer(tree, root, class_name)
-    taken: Counter[str] = Counter({name: 1 for name in ("torch", "nn", "F", "math", "operator", "load")})
-    taken.update(_helper_names(graph.graph))
+    taken: Counter[str] = Counter(dict.fromkeys(("torch", "nn", "F", "math", "operator", "load"), 1))
+    helpers = helper_sources(graph.graph)
+    taken.update(helpers.keys())
     definitions: list[ClassDefinition] = []
     for level in tree.classes():
         made, calls = share({path: writer.blueprint(path) for path in level}, taken)
         definitions += made
         writer.calls.update(calls)
-    helpers = tuple(HELPERS[name].strip() for name in sorted(_helpers(graph.graph)))
-    return Program(helpers, tuple(definitions))
+    return Program(tuple(helpers.values()), tuple(definitions))
 
 
 def _check_modules(tree: ModuleTree, graph: fx.Graph) -> None:
@@ -66,15 +66,6 @@ def _check_modules(tree: ModuleTree, graph: fx.Graph) -> None:
                 source=source_of(node),
                 hint="trace through it (a module outside torch.nn is no leaf for morphir.trace), or use torch.nn's",
             )
-
-
-def _helpers(graph: fx.Graph) -> set[str]:
-    names = {full_name(node.target) for node in graph.nodes if node.op == "call_function"}
-    return names & HELPERS.keys()
-
-
-def _helper_names(graph: fx.Graph) -> list[str]:
-    return [name.rsplit(".", 1)[-1] for name in _helpers(graph)]
 
 
 def _is_writable(tree: ModuleTree, scope: Scope) -> bool:
@@ -107,7 +98,7 @@ def is_chain(tree: ModuleTree, scope: Scope) -> bool:
 def _inputs(tree: ModuleTree, item: fx.Node | Scope) -> list[fx.Node]:
     if isinstance(item, fx.Node):
         return item.all_input_nodes
-    return list(write_body(item, tree.access, _positions(item)).inputs)
+    return [node for _, node in write_body(item, tree.access, _positions(item)).inputs]
 
 
 def _positions(root: Scope) -> dict[str, tuple[int, ...]]:
@@ -134,14 +125,19 @@ class _Writer:
     def blueprint(self, path: str) -> Blueprint:
         """Returns the class of the module at ``path``."""
         scope = self.root if path == "" else self.scopes.get(path)
-        if self.tree.indexed(path) and path:
-            return self._list_blueprint(path, scope)
+        made = (
+            self._list_blueprint(path, scope)
+            if self.tree.indexed(path)
+            else self._class_blueprint(path, scope)
+        )
+        if path == "":
+            return replace(made, name=self.class_name, setup=(*made.setup, *self._finish()))
+        return made
+
+    def _class_blueprint(self, path: str, scope: Scope | None) -> Blueprint:
         setup = [("super().__init__()",), *self._children(path), *self._tensors(path)]
         members = frozenset((*self.tree.children(path), *self.tree.tensors(path)))
         name = self.tree.type_name(path)
-        if path == "":
-            setup += self._finish()
-            return replace(self._with_forward(path, scope, tuple(setup), members), name=self.class_name)
         made = Blueprint(name, "nn.Module", tuple(setup), members)
         return made if scope is None else self._with_forward(path, scope, tuple(setup), members)
 
@@ -149,7 +145,7 @@ class _Writer:
         """A class whose children are numbered derives from nn.Sequential or nn.ModuleList."""
         items = self._listed(path)
         name = self.tree.type_name(path)
-        if scope is not None and is_chain(self.tree, scope):
+        if scope is not None and is_chain(self.tree, scope) and (path or self._returns_last()):
             setup = (Call(("super().__init__",), tuple(Argument(item) for item in items)),)
             return Blueprint(name, "nn.Sequential", (setup,), frozenset())
         listed: Template = (Call(("super().__init__",), (Argument(("[", *_joined(items), "]")),)),)
@@ -158,6 +154,11 @@ class _Writer:
             return made
         return replace(self._with_forward(path, scope, (listed,), frozenset()), base="nn.ModuleList")
 
+    def _returns_last(self) -> bool:
+        """Whether the model returns what its last call returns, as it is."""
+        output = next(node for node in self.tree.graph.graph.nodes if node.op == "output").args[0]
+        return output is list(self.root.nodes())[-1] and self.root.results() == [output]
+
     def _with_forward(
         self, path: str, scope: Scope | None, setup: tuple[Template, ...], members: frozenset[str]
     ) -> Blueprint:
@@ -165,10 +166,10 @@ class _Writer:
         name = self.tree.type_name(path)
         if path == "":
             body = write_root(scope, self.tree.graph.graph, self.tree.access, self.results)
-            parameters = tuple(_parameter(node) for node in body.inputs)
+            parameters = tuple((number, _parameter(node)) for number, node in body.inputs)
         else:
             body = write_body(scope, self.tree.access, self.results)
-            parameters = tuple(_input_name(at) for at in range(len(body.inputs)))
+            parameters = tuple((number, _input_name(at)) for at, (number, _) in enumerate(body.inputs))
         anonymous = Body((), body.statements, body.result)
         return Blueprint(name, "nn.Module", setup, members, parameters, anonymous)
 

@@ -87,9 +87,10 @@ def _forward(definition: ClassDefinition) -> Iterator[str]:
     body = blueprint.body
     assert body is not None
     result: Template = body.result or ()
-    inputs = [name.split("=")[0].lstrip("*") for name in blueprint.parameters]
+    inputs = {number: name.split("=")[0].lstrip("*") for number, name in blueprint.parameters}
     names = variable_names(inputs, body.statements, result, _RESERVED)
-    yield from wrap(f"def forward({', '.join(('self', *blueprint.parameters))}):", 4)
+    parameters = ["self", *(name for _, name in blueprint.parameters)]
+    yield from wrap(f"def forward({', '.join(parameters)}):", 4)
     *earlier, last = body.statements or (None,)
     yield from (line for statement in earlier if statement for line in wrap(_statement(statement, names), 8))
     if last is not None and result == tuple(Ref(target) for target in last.targets) and not last.augmented:

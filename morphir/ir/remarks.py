@@ -1,4 +1,4 @@
-"""Remarks: typed statements that a rewrite was applied, missed or refused, with the reason and the blocking node."""
+"""Remarks: typed statements that a rewrite was applied, missed or refused, with the reason and the node."""
 
 from __future__ import annotations
 
@@ -33,11 +33,14 @@ class Remark:
     source: SourceLocation | None = None
 
     def __str__(self) -> str:
-        site = "" if self.space is None else f" {self.space}" + ("" if self.index is None else f"[{self.index}]")
-        where = "" if self.node is None else f" at %{self.node}" + (f" ({self.source})" if self.source else "")
+        index = "" if self.index is None else f"[{self.index}]"
+        site = "" if self.space is None else f" {self.space}{index}"
+        source = f" ({self.source})" if self.source else ""
+        where = "" if self.node is None else f" at %{self.node}{source}"
         return f"{self.kind}{site}: {self.message} [{self.code}]{where}"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the remark as plain data."""
         fields = ("kind", "code", "message", "space", "index", "node")
-        return {**{name: getattr(self, name) for name in fields}, "source": str(self.source) if self.source else None}
+        source = str(self.source) if self.source else None
+        return {**{name: getattr(self, name) for name in fields}, "source": source}

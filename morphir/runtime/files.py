@@ -1,0 +1,73 @@
+"""Files that are either whole or not there: written beside their place, synced, and moved into it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from morphir.errors import MorphirError
+
+
+class StorageError(MorphirError):
+    """A file cannot be written or read."""
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file and waits until the disk has it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file so that a reader finds the old one or the new one, never half of it.
+
+    Raises:
+        StorageError: if the disk is full, or the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(temporary, data)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> StorageError:
+    """Returns the error for a failed write."""
+    return StorageError(
+        f"cannot write {path}: {error.strerror or error}",
+        hint="free some space or choose another place, then resume; the last checkpoint is intact",
+    )
+
+
+def sync_directory(path: Path) -> None:
+    """Waits until the disk has the directory's entries, where the system can."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def to_json(data: Any) -> bytes:
+    """Returns readable JSON."""
+    return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        StorageError: if it is not there, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot read {path}: {error}") from error

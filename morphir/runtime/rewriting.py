@@ -1,0 +1,83 @@
+"""The end of a phase: from the learner's scores to a rewritten graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+
+from torch import optim
+
+from morphir.analysis.cost import Cost, cost, delta_cost_of_copies
+from morphir.ir.graph import Graph
+from morphir.ir.index_map import IndexMap
+from morphir.ir.remarks import Remark
+from morphir.morphisms.base import Morphism
+from morphir.morphisms.plan import copies_of, index_maps
+from morphir.runtime.events import GraphRewritten
+from morphir.runtime.learner import Score
+from morphir.runtime.run_state import Job
+from morphir.runtime.selection import SelectionRules, select
+from passes.batch_norm import ReexpressBatchNorm
+from passes.manager import PassManager
+from passes.transform import TransformResult, transform
+
+
+def rewrite_graph(
+    job: Job, scores: Sequence[Score], optimizer: optim.Optimizer, phase: int
+) -> GraphRewritten:
+    """Selects morphisms, applies them to graph and optimizer, and re-expresses batch norm on data."""
+    graph = job.graph
+    selection = select(
+        scores,
+        widths(graph),
+        SelectionRules.of(job.config),
+        used=_resources(cost(graph)),
+        measure=lambda morphisms: _resources(cost(graph) + _delta(graph, morphisms)),
+    )
+    result: TransformResult | None = None
+    remarks: tuple[Remark, ...] = ()
+    if selection.taken:
+        result = transform(graph, selection.morphisms, optimizer)
+        remarks = result.remarks + _reexpress(job, result.index_maps, optimizer)
+    return GraphRewritten(graph, phase, selection, result, (*remarks, *selection.remarks))
+
+
+def widths(graph: Graph) -> dict[str, int]:
+    """Returns space name to number of groups, in program order."""
+    return {name: space.width for name, space in graph.spaces.items()}
+
+
+def _resources(amount: Cost) -> Mapping[str, float]:
+    return {"parameters": amount.parameters, "macs": amount.macs}
+
+
+def _delta(graph: Graph, morphisms: Sequence[Morphism]) -> Cost:
+    return delta_cost_of_copies(graph, copies_of(index_maps(graph, morphisms)))
+
+
+def _reexpress(job: Job, maps: Sequence[IndexMap], optimizer: optim.Optimizer) -> tuple[Remark, ...]:
+    """Estimates the split children's batch statistics; the groups are those after the prunes."""
+    batches = [
+        job.placement.move(inputs) for inputs, _ in islice(job.train_data, job.config.batch_norm_batches)
+    ]
+    step = ReexpressBatchNorm(batches, _composed(maps))
+    return PassManager((step,)).run(job.graph, optimizer).remarks
+
+
+def _composed(maps: Sequence[IndexMap]) -> tuple[IndexMap, ...]:
+    """One map per space, for maps that were applied one after the other."""
+    composed: dict[str, IndexMap] = {}
+    for later in maps:
+        first = composed.get(later.space)
+        composed[later.space] = later if first is None else _compose(first, later)
+    return tuple(composed.values())
+
+
+def _compose(first: IndexMap, later: IndexMap) -> IndexMap:
+    return IndexMap(
+        first.space,
+        first.old_width,
+        tuple(first.sources[j] for j in later.sources),
+        tuple(first.scales[j] * scale for j, scale in zip(later.sources, later.scales, strict=True)),
+        tuple(sign or first.signs[j] for j, sign in zip(later.sources, later.signs, strict=True)),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from morphir.errors import ExportError
 
 
 @contextmanager
-def staged(*places: Path) -> Iterator[list[Path]]:
+def staged(*places: Path) -> Generator[list[Path]]:
     """Yields a temporary file name for each place, and renames them in order when the block ends well.
 
-    The names keep the suffixes. When the block raises, what was written is removed and the places stay as they were.
+    The names are the places' own, in a folder beside them. When the block raises, what was written is removed
+    and the places stay as they were.
 
     Raises:
         ExportError: if a file cannot be written, with the system's reason.

@@ -19,7 +19,7 @@ def random_inputs(
         inputs: What the example inputs looked like.
         device: Where to put them.
         seed: Of the values; the global generators are left alone.
-        batch_size: Replaces the leading extent of every tensor whose leading extent is the example's batch size.
+        batch_size: Replaces the leading extent of every tensor that leads with the example's batch size.
     """
     generator = torch.Generator().manual_seed(seed)
 

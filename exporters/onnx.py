@@ -1,4 +1,4 @@
-"""Exports a graph as one ONNX file with a dynamic batch, checked by ``onnx.checker`` and run by onnxruntime."""
+"""Exports a graph as one ONNX file with a dynamic batch, checked by onnx and compared with onnxruntime."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def export_onnx(
         graph: A float32 graph in evaluation mode; it is not changed.
         path: The file; its folder is made.
         opset: Version of the ONNX operators; torch's default if None.
-        verify: Compare with onnxruntime on random inputs: absolute 1e-5, relative 1e-3, and the same top-1 class.
+        verify: Compare with onnxruntime on random inputs: 1e-5 absolute, 1e-3 relative, the same top-1 class.
         batch_sizes: The batch sizes to compare at.
 
     Raises:
-        ExportError: in train mode, for dtypes that ONNX Runtime does not compute convolutions in, above 1.8 GB, or if
-            the file does not compute what the graph computes; then nothing new is left on disk.
+        ExportError: in train mode, for other dtypes than float32, above 1.8 GB, or if the file does not
+            compute what the graph computes; then nothing new is left on disk.
     """
     place = checked_path(path, ".onnx")
     _check_exportable(graph)
@@ -117,14 +117,14 @@ def _check_exportable(graph: Graph) -> None:
 
 def _leaves(graph: Graph) -> list[object]:
     tree = (graph.inputs.args, dict(graph.inputs.kwargs))
-    return pytree.tree_leaves(tree, is_leaf=lambda leaf: isinstance(leaf, TensorSpec))
+    return pytree.tree_leaves(tree, is_leaf=_is_spec)
 
 
 def _convert(model: Graph, opset: int | None) -> onnx.ModelProto:
     args, kwargs = random_inputs(model.inputs, torch.device("cpu"), batch_size=_TRACED_BATCH)
     try:
         with quiet(), torch.no_grad():
-            converted = torch.onnx.export(
+            converted = torch.onnx.export(  # pyright: ignore[reportUnknownMemberType]
                 model,
                 args,
                 kwargs=kwargs,
@@ -136,12 +136,12 @@ def _convert(model: Graph, opset: int | None) -> onnx.ModelProto:
                 verbose=False,
             )
             assert converted is not None
-            proto = cast("onnx.ModelProto", converted.model_proto)
+            proto = converted.model_proto
     except Exception as error:
         cause = error.__cause__ or error
         raise ExportError(
             f"torch.onnx cannot export the graph: {_first_line(cause)}",
-            hint="a batch size that is a literal in the program, or an operator without ONNX form, cannot be exported",
+            hint="no batch size may be a literal in the program, and each operator needs an ONNX form",
         ) from error
     made = next(entry.version for entry in proto.opset_import if entry.domain == "")
     if opset is not None and made != opset:
@@ -170,14 +170,15 @@ def _dynamic_shapes(model: Graph) -> dict[str, Any]:
         is_batched = isinstance(leaf, TensorSpec) and leaf.shape[:1] == (size,)
         return {0: batch} if is_batched else None
 
-    is_spec = lambda leaf: isinstance(leaf, TensorSpec)  # noqa: E731
-    return cast("dict[str, Any]", pytree.tree_map(shape, _by_parameter(model), is_leaf=is_spec))
+    return cast("dict[str, Any]", pytree.tree_map(shape, _by_parameter(model), is_leaf=_is_spec))
+
+
+def _is_spec(leaf: object) -> bool:
+    return isinstance(leaf, TensorSpec)
 
 
 def _input_names(model: Graph) -> list[str]:
-    paths, _ = pytree.tree_flatten_with_path(
-        _by_parameter(model), is_leaf=lambda leaf: isinstance(leaf, TensorSpec)
-    )
+    paths, _ = pytree.tree_flatten_with_path(_by_parameter(model), is_leaf=_is_spec)
     return ["_".join(_key(entry) for entry in path) for path, leaf in paths if isinstance(leaf, TensorSpec)]
 
 
@@ -204,6 +205,6 @@ def _plain(value: object) -> Any:
 
 def _check_file(path: Path) -> None:
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        onnx.checker.check_model(str(path), full_check=True)  # pyright: ignore[reportUnknownMemberType]
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"onnx.checker refuses the exported file: {_first_line(error)}") from error

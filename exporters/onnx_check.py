@@ -46,22 +46,23 @@ def compare(model: Graph, path: Path, batch_sizes: Sequence[int]) -> float:
     return worst
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
+def _session(path: Path) -> Any:
+    runtime: Any = onnxruntime  # ships no types
+    options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ExportError(f"onnxruntime cannot load the exported file: {error}") from error
 
 
-def _run(session: onnxruntime.InferenceSession, inputs: object, batch_size: int) -> list[torch.Tensor]:
+def _run(session: Any, inputs: object, batch_size: int) -> list[torch.Tensor]:
     tensors = [leaf for leaf in pytree.tree_leaves(cast("Any", inputs)) if isinstance(leaf, torch.Tensor)]
     names = [entry.name for entry in session.get_inputs()]
     feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
     try:
-        return [torch.from_numpy(array) for array in cast("list[Any]", session.run(None, feed))]
+        return [torch.as_tensor(array) for array in session.run(None, feed)]
     except Exception as error:
         raise ExportError(
             f"onnxruntime fails on the exported file at batch size {batch_size}: {error}",
@@ -74,7 +75,8 @@ def _check(what: str, wanted: object, found: torch.Tensor) -> float:
         wanted = torch.tensor(wanted)
     if wanted.shape != found.shape or wanted.dtype != found.dtype:
         raise ExportError(
-            f"{what} is {found.dtype} {tuple(found.shape)} in ONNX, {wanted.dtype} {tuple(wanted.shape)} in the graph"
+            f"{what} is {found.dtype} {tuple(found.shape)} in ONNX, "
+            f"{wanted.dtype} {tuple(wanted.shape)} in the graph"
         )
     if not wanted.is_floating_point():
         if not torch.equal(wanted, found):

@@ -17,7 +17,7 @@ _RECENT = 100
 
 
 def strip_paths(proto: onnx.ModelProto) -> None:
-    """Removes every doc string and what torch notes on nodes and values, stack traces with absolute paths among it."""
+    """Removes doc strings and what torch notes on nodes and values: stack traces with absolute paths."""
     proto.ClearField("doc_string")
     del proto.metadata_props[:]
     for function in proto.functions:
@@ -48,7 +48,7 @@ def _clear(item: Any) -> None:
 
 
 def add_lineage(proto: onnx.ModelProto, graph: Graph) -> None:
-    """Writes the model's name, MorphIR's version, the number of parameters and the growth history as metadata."""
+    """Adds the model's name, MorphIR's version, the number of parameters and the growth history."""
     facts = {
         "morphir.model": graph.module_types.get("", ""),
         "morphir.version": morphir_version(),
@@ -62,7 +62,7 @@ def add_lineage(proto: onnx.ModelProto, graph: Graph) -> None:
 
 
 def history_json(history: tuple[Rewrite, ...]) -> str:
-    """Returns the history as JSON; a very long one as widths per rewrite, and then as its last rewrites alone."""
+    """Returns the history as JSON; a very long one as widths alone, then as its last rewrites' widths."""
     whole = json.dumps([rewrite.to_json() for rewrite in history])
     if len(whole) <= _HISTORY_BYTES:
         return whole

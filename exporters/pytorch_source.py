@@ -1,17 +1,17 @@
-"""Exports a graph as plain PyTorch source with its weights beside it, and proves that both compute the same."""
+"""Exports a graph as plain PyTorch source with its weights beside it, and compares the two."""
 
 from __future__ import annotations
 
 import os
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -50,8 +50,8 @@ def export_pytorch(
         verify: Load what was written, and compare keys and outputs (bit for bit, in evaluation mode).
 
     Raises:
-        ExportError: if the program uses what is not torch's, the files cannot be written, or what was written does
-            not compute what the graph computes; then nothing new is left on disk.
+        ExportError: if the program uses what is not torch's, the files cannot be written, or what was written
+            does not compute what the graph computes; then nothing new is left on disk.
     """
     source = checked_path(path, ".py")
     weights = source.with_suffix(".safetensors")
@@ -108,7 +108,7 @@ def _build(source: Path, class_name: str) -> nn.Module:
     """Runs the file as a module of its own, that nothing else sees, without touching the random state."""
     module = types.ModuleType("morphir_exported")
     module.__file__ = str(source)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
         exec(compile(source.read_text(encoding="utf-8"), str(source), "exec"), module.__dict__)
         return cast("nn.Module", getattr(module, class_name)())
 
@@ -123,7 +123,7 @@ def _lay_out_like(network: nn.Module, graph: Graph) -> None:
 
 
 @contextmanager
-def _evaluating(graph: Graph) -> Iterator[None]:
+def _evaluating(graph: Graph) -> Generator[None]:
     modes = {module: module.training for module in graph.modules()}
     graph.eval()
     try:
@@ -134,13 +134,16 @@ def _evaluating(graph: Graph) -> Iterator[None]:
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
+def _deterministic() -> Generator[None]:
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         yield
 
 
 def _copies(tree: Any) -> Any:
-    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, tree)
+    def copy(leaf: object) -> object:
+        return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
+
+    return pytree.tree_map(copy, tree)
 
 
 def _same(found: torch.Tensor, wanted: torch.Tensor) -> bool:

@@ -6,11 +6,11 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Swallows standard output, standard error, warnings and log records below errors within the block."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import fx
+from torch.fx.node import Node, map_arg
 
 from exporters.source.calls import Scope, under
 from exporters.source.functions import AUGMENTED, INFIX, PREFIX, function_name, parameters
@@ -18,6 +19,10 @@ Access = Callable[[str, str], str]
 
 _SHAPE_METHODS = {"size", "dim", "numel"}
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
+
+
+if TYPE_CHECKING:
+    _Slice = slice[object, object, object]
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class _Writer:
         if isinstance(argument, fx.Node):
             return self.read(argument)
         if isinstance(argument, slice):
-            return ("slice(", *self._listed((argument.start, argument.stop, argument.step), hint), ")")
+            return ("slice(", *self._listed(_bounds(cast("_Slice", argument)), hint), ")")
         if not _holds_node(argument):
             return (Hole(_unwrapped(argument), hint),)
         if isinstance(argument, dict):
@@ -214,7 +219,7 @@ def _call_function(writer: _Writer, node: fx.Node) -> Template:
         return (*writer.operand(args[0]), f".{args[1]}")
     if target in INFIX and len(args) == 2 and not node.kwargs:
         left, right = writer.operand(args[0]), writer.operand(args[1])
-        close = target is operator.pow and _is_simple(left) and _is_simple(right)
+        close = INFIX[target] == "**" and _is_simple(left) and _is_simple(right)
         symbol = INFIX[target] if close else f" {INFIX[target]} "
         return (*left, symbol, *right)
     if target in PREFIX and not node.kwargs:
@@ -246,18 +251,23 @@ def _arguments(
 
 
 def _index(writer: _Writer, index: object) -> Template:
-    if isinstance(index, tuple) and index:
+    if isinstance(index, tuple) and index != ():
         items = [_index_item(writer, item) for item in cast("tuple[object, ...]", index)]
         return (*_joined(items), *((",",) if len(items) == 1 else ()))
-    return _index_item(writer, index)
+    return _index_item(writer, cast("object", index))
 
 
 def _index_item(writer: _Writer, item: object) -> Template:
     if not isinstance(item, slice):
         return writer.value(item, "index")
-    bounds = [() if bound is None else writer.value(bound, "index") for bound in (item.start, item.stop)]
-    step = () if item.step is None else (":", *writer.value(item.step, "index"))
-    return (*bounds[0], ":", *bounds[1], *step)
+    start, stop, step = (
+        () if bound is None else writer.value(bound, "index") for bound in _bounds(cast("_Slice", item))
+    )
+    return (*start, ":", *stop, *((":", *step) if step else ()))
+
+
+def _bounds(item: _Slice) -> tuple[object, object, object]:
+    return item.start, item.stop, item.step
 
 
 def _is_scalar(node: fx.Node) -> bool:
@@ -277,8 +287,13 @@ def _is_element(node: fx.Node) -> bool:
 
 
 def _holds_node(argument: object) -> bool:
-    found: list[fx.Node] = []
-    fx.node.map_arg(cast("fx.node.Argument", argument), lambda node: found.append(node) or node)
+    found: list[Node] = []
+
+    def note(node: Node) -> Node:
+        found.append(node)
+        return node
+
+    map_arg(cast("Any", argument), note)
     return bool(found)
 
 

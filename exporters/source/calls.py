@@ -1,8 +1,8 @@
 """The calls of the user's modules, found again in the flat program.
 
-``torch.fx`` notes for every node the stack of modules whose forward was running. A :class:`Scope` is one such call. Where
-a call cannot be written as a call again (it reaches outside its module, or two calls of one module differ), it is
-dissolved into its caller, which is always correct.
+``torch.fx`` notes for every node the stack of modules whose forward was running. A :class:`Scope` is one such
+call. Where a call cannot be written as a call again (it reaches outside its module, or two calls of one
+module differ), it is dissolved into its caller, which is always correct.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import cast
+from typing import Any, cast
 
 from torch import fx
+from torch.fx.node import map_arg
 
 Frame = tuple[str, str]
 
@@ -78,7 +79,7 @@ def _all_frames(nodes: Sequence[fx.Node]) -> list[list[Frame]]:
     before: list[Frame] = []
     filled: list[list[Frame]] = []
     for at, frames in enumerate(known):
-        after = next((later for later in known[at:] if later is not None), [])
+        after = next((later for later in known[at:] if later is not None), list[Frame]())
         before = frames if frames is not None else _common(before, after)
         filled.append(before)
     return filled
@@ -140,6 +141,6 @@ def _form(scope: Scope) -> object:
 
     form: list[object] = []
     for node in scope.nodes():
-        arguments = fx.node.map_arg((node.args, node.kwargs), cast("object", number))  # type: ignore[arg-type]
+        arguments = map_arg((node.args, node.kwargs), cast("Any", number))
         form.append((node.op, node.target, repr(arguments), number(node)))
     return form

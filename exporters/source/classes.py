@@ -1,4 +1,4 @@
-"""From modules to class definitions: equal modules share a class, differing literals become constructor arguments."""
+"""From modules to classes: equal modules share one, differing literals become constructor arguments."""
 
 from __future__ import annotations
 

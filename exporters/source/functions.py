@@ -1,4 +1,4 @@
-"""What to call the functions of a traced program in source that imports torch and the standard library alone."""
+"""What to call the functions of a traced program in source that imports torch and the standard library."""
 
 from __future__ import annotations
 
@@ -12,46 +12,57 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import fx
+from torch._jit_internal import boolean_dispatched  # pyright: ignore[reportUnknownVariableType]
+from torch._ops import OpOverload, OpOverloadPacket
 
 from exporters.source.helpers import full_name, helper_for
 from exporters.source.template import Hole
 from morphir.errors import ExportError
 from morphir.ir.source import source_of
 
-INFIX: Mapping[object, str] = {
-    operator.add: "+",
-    operator.sub: "-",
-    operator.mul: "*",
-    operator.truediv: "/",
-    operator.floordiv: "//",
-    operator.mod: "%",
-    operator.pow: "**",
-    operator.matmul: "@",
-    operator.and_: "&",
-    operator.or_: "|",
-    operator.xor: "^",
-    operator.lshift: "<<",
-    operator.rshift: ">>",
-    operator.eq: "==",
-    operator.ne: "!=",
-    operator.lt: "<",
-    operator.le: "<=",
-    operator.gt: ">",
-    operator.ge: ">=",
-}
-AUGMENTED: Mapping[object, str] = {
-    operator.iadd: "+=",
-    operator.isub: "-=",
-    operator.imul: "*=",
-    operator.itruediv: "/=",
-    operator.ifloordiv: "//=",
-    operator.imod: "%=",
-    operator.ipow: "**=",
-    operator.imatmul: "@=",
-    operator.iand: "&=",
-    operator.ior: "|=",
-    operator.ixor: "^=",
-}
+
+def _operators(symbols: Mapping[str, str]) -> Mapping[object, str]:
+    return {getattr(operator, name): symbol for name, symbol in symbols.items()}
+
+
+INFIX = _operators(
+    {
+        "add": "+",
+        "sub": "-",
+        "mul": "*",
+        "truediv": "/",
+        "floordiv": "//",
+        "mod": "%",
+        "pow": "**",
+        "matmul": "@",
+        "and_": "&",
+        "or_": "|",
+        "xor": "^",
+        "lshift": "<<",
+        "rshift": ">>",
+        "eq": "==",
+        "ne": "!=",
+        "lt": "<",
+        "le": "<=",
+        "gt": ">",
+        "ge": ">=",
+    }
+)
+AUGMENTED = _operators(
+    {
+        "iadd": "+=",
+        "isub": "-=",
+        "imul": "*=",
+        "itruediv": "/=",
+        "ifloordiv": "//=",
+        "imod": "%=",
+        "ipow": "**=",
+        "imatmul": "@=",
+        "iand": "&=",
+        "ior": "|=",
+        "ixor": "^=",
+    }
+)
 PREFIX: Mapping[object, str] = {operator.neg: "-", operator.pos: "+", operator.invert: "~"}
 
 _NAMESPACES: tuple[tuple[str, ModuleType], ...] = (
@@ -87,7 +98,7 @@ def function_name(node: fx.Node) -> str:
     target = node.target
     if id(target) in _NAMES:
         return _NAMES[id(target)]
-    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+    if isinstance(target, (OpOverload, OpOverloadPacket)):
         return f"torch.ops.{target}"
     name = getattr(target, "__name__", "")
     if name and inspect.getattr_static(torch.Tensor, name, None) is target:
@@ -105,7 +116,7 @@ def function_name(node: fx.Node) -> str:
 
 def parameters(target: object) -> tuple[tuple[str, Hole | None], ...]:
     """Returns the names and defaults of a Python function's parameters; nothing for built-in functions."""
-    dispatched = torch._jit_internal.boolean_dispatched.get(cast("Any", target))
+    dispatched = cast("Mapping[object, Any]", boolean_dispatched).get(target)
     function = cast("Callable[..., object]", dispatched["if_false"] if dispatched else target)
     if not inspect.isfunction(function):
         return ()

@@ -1,8 +1,8 @@
 """From a ``torch.nn`` layer back to the call that makes it: ``nn.Conv2d(3, 16, 3, padding=1, bias=False)``.
 
-The arguments are read from the layer's attributes by the names in its constructor's signature; the table below holds
-what is not an attribute of the same name. The call is proved by making the layer on the meta device and comparing the
-shapes of its ``state_dict``.
+The arguments are read from the layer's attributes by the names in its constructor's signature; tables hold
+what is not an attribute of the same name. The call is proved by making the layer on the meta device and
+comparing the shapes of its ``state_dict``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def construction(module: nn.Module, path: str) -> Call:
     """Returns the call that makes a layer like ``module``, with every option that it has.
 
     Raises:
-        ExportError: if an option cannot be read back, or the parameters do not have the shapes that the options say.
+        ExportError: if an option cannot be read back, or parameters have other shapes than the options say.
     """
     values = _values(module, path)
     _check_shapes(module, path, {name: value for name, (value, _) in values.items()})
@@ -120,9 +120,9 @@ def _plain(name: str, value: object) -> object:
         return value is not None
     if not isinstance(value, tuple):
         return value
-    items = cast("tuple[object, ...]", tuple(cast("tuple[object, ...]", value)))
-    uniform = name in _SIZES and len(items) > 0 and all(item == items[0] for item in items)
-    return items[0] if uniform or (name == "normalized_shape" and len(items) == 1) else items
+    items = list(cast("tuple[object, ...]", value))
+    uniform = name in _SIZES and bool(items) and all(item == items[0] for item in items)
+    return items[0] if uniform or (name == "normalized_shape" and len(items) == 1) else tuple(items)
 
 
 def _check_shapes(module: nn.Module, path: str, values: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""The user's module tree, read from the graph: what kind of module stands at each path, and how source reaches it."""
+"""The user's module tree, read from the graph: what stands at each path, and how source reaches it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import keyword
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -36,14 +36,23 @@ class ModuleTree:
     def modules(self) -> dict[str, nn.Module]:
         """Every module by path; a module with two paths stands under the first.
 
-        A module of functions alone (no layer, no parameter) is not in the graph, but its calls are in the program.
+        A module of functions alone (no layer, no parameter) is not in the graph, but its calls are.
         """
-        return {**dict(self.graph.named_modules()), **self._stateless}
+        return {**dict(self._named()), **self._stateless}
+
+    def _named(self, *, every_path: bool = False) -> Iterator[tuple[str, nn.Module]]:
+        return cast(
+            "Iterator[tuple[str, nn.Module]]", self.graph.named_modules(remove_duplicate=not every_path)
+        )
 
     @cached_property
     def _stateless(self) -> dict[str, nn.Module]:
-        present = dict(self.graph.named_modules())
+        present = dict(self._named())
         return {path: nn.Module() for path in self.called if path and path not in present}
+
+    @cached_property
+    def _saved(self) -> frozenset[str]:
+        return frozenset(self.graph.state_dict())
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:
@@ -62,7 +71,7 @@ class ModuleTree:
         return self.graph.module_types.get(path, type(self.modules[path]).__name__)
 
     def kind(self, path: str) -> Kind:
-        """Returns how a module is written: a torch.nn layer, a list or dict of modules, or a class of its own."""
+        """Returns how a module is written: a torch.nn layer, a list or dict of modules, or a class."""
         module = self.modules[path]
         if path and is_layer(module):
             return "layer"
@@ -90,12 +99,14 @@ class ModuleTree:
     def tensors(self, path: str) -> dict[str, torch.Tensor]:
         """Returns the parameters and buffers that belong to the module itself."""
         module = self.modules[path]
-        owned = (*module._parameters.items(), *module._buffers.items())
-        return {name: tensor for name, tensor in owned if tensor is not None}
+        return {
+            **dict(module.named_parameters(recurse=False, remove_duplicate=False)),
+            **dict(module.named_buffers(recurse=False, remove_duplicate=False)),
+        }
 
     def persistent(self, path: str, name: str) -> bool:
         """Whether a buffer is in the ``state_dict``."""
-        return name not in self.modules[path]._non_persistent_buffers_set
+        return _join(path, name) in self._saved
 
     def indexed(self, path: str) -> bool:
         """Whether the children are reached by position."""
@@ -153,8 +164,7 @@ class ModuleTree:
         """Returns further paths of modules and parameters that have several: later path to first path."""
         first: dict[int, str] = {}
         found: dict[str, str] = {}
-        named_modules = self.graph.named_modules(remove_duplicate=False)
-        for path, module in named_modules:
+        for path, module in self._named(every_path=True):
             if first.setdefault(id(module), path) != path:
                 found[path] = first[id(module)]
         for path in self.modules:

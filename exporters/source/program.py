@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import fx, nn
@@ -64,7 +65,7 @@ def _check_modules(tree: ModuleTree, graph: fx.Graph) -> None:
                 f"{type(graph_module).__name__} at {node.target!r} is not a layer of torch.nn",
                 node=node.name,
                 source=source_of(node),
-                hint="trace through it (a module outside torch.nn is no leaf for morphir.trace), or use torch.nn's",
+                hint="morphir.trace looks into modules outside torch.nn; trace the model with it",
             )
 
 
@@ -314,8 +315,8 @@ def _zeros(tensor: torch.Tensor) -> Template:
 def _constant(tensor: torch.Tensor, name: str) -> Template:
     if tensor.numel() > _SMALL:
         raise ExportError(
-            f"the buffer {name!r} is not in the state_dict and has {tensor.numel()} values, too many for source",
+            f"the buffer {name!r} is not in the state_dict; {tensor.numel()} values are too many for source",
             hint="register it with persistent=True, so that it is stored with the weights",
         )
-    values: object = tensor.detach().cpu().tolist()
+    values = cast("object", tensor.detach().cpu().tolist())  # pyright: ignore[reportUnknownMemberType]
     return ("torch.tensor(", Hole(values, "constant"), f", dtype={tensor.dtype})")

@@ -1,7 +1,7 @@
 """Source text with literals and variables left open, so that equal code can be shared between modules.
 
-Two modules of one class have the same *skeleton* (the template without its literals); the literals that differ become
-constructor arguments.
+Two modules of one class have the same *skeleton* (the template without its literals); the literals that
+differ become constructor arguments.
 """
 
 from __future__ import annotations
@@ -170,7 +170,8 @@ def _collection(value: object) -> str:
         pairs = cast("dict[object, object]", value).items()
         return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in pairs) + "}"
     if isinstance(value, slice):
-        return f"slice({literal(value.start)}, {literal(value.stop)}, {literal(value.step)})"
+        bounds = cast("slice[object, object, object]", value)
+        return f"slice({literal(bounds.start)}, {literal(bounds.stop)}, {literal(bounds.step)})"
     raise ExportError(
         f"the program holds a constant that source cannot: {type(value).__name__}",
         hint="constants may be numbers, strings, dtypes, devices, and tuples, lists or dicts of these",

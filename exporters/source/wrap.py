@@ -9,7 +9,7 @@ _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def wrap(line: str, indent: int) -> list[str]:
-    """Returns the line, indented, in as many lines as it takes to stay within the width where brackets allow it."""
+    """Returns the line, indented, in as many lines as keep within the width, where brackets allow it."""
     whole = " " * indent + line
     if len(whole) <= WIDTH or (span := _last_bracket(line)) is None:
         return [whole]
@@ -23,7 +23,7 @@ def wrap(line: str, indent: int) -> list[str]:
 
 
 def _scan(text: str) -> Iterator[tuple[int, str, int]]:
-    """Yields position, character and depth of everything outside of string literals; brackets count as inside."""
+    """Yields position, character and depth of all outside of string literals; brackets count as inside."""
     depth, quote = 0, ""
     for at, character in enumerate(text):
         if quote:

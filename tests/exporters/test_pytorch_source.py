@@ -49,7 +49,7 @@ for name in names:
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Gives every parameter and statistic a value that no default has, or a forgotten tensor would go unseen."""
+    """Gives every parameter and statistic a value that no default has: a forgotten tensor would show."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point():
@@ -146,7 +146,7 @@ class Functional(nn.Module):
 
 
 class Overlapping(nn.Module):
-    """A Sequential that is not called as a whole, a module without state, a list subclass with its own forward."""
+    """A Sequential that is not called as a whole, a module without state, a list with its own forward."""
 
     def __init__(self) -> None:
         super().__init__()

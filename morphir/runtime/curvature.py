@@ -1,0 +1,155 @@
+"""Curvature: the second-order term of a morphism's estimated loss change (section 3.2, equation 1).
+
+Every term is a quadratic form per sample s, so its gradient needs no rule of its own::
+
+    delta_L = 1/S sum_s [ q_s + c_s q_s^2 + d q~_s^2 ]
+
+with ``q = u . g``, g the gradient of the sample's loss, and ``q~ = u . g~``, g~ the gradient of the negative log-likelihood of a
+label drawn from the model's own softmax (the sampled Fisher).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from morphir.errors import MorphirError
+
+_SMALLEST_LOSS = 1e-8
+_SAMPLE_LOSS_FLOOR = 0.1
+
+
+@dataclass(frozen=True)
+class BatchLosses:
+    """The losses of one batch.
+
+    Attributes:
+        mean: Mean loss, a scalar.
+        samples: Loss of each sample, ``[S]``; None where the loss function returns the mean alone.
+    """
+
+    mean: torch.Tensor
+    samples: torch.Tensor | None
+
+    @property
+    def positive_mean(self) -> torch.Tensor:
+        """The mean, kept away from 0, where the paper's term has no value."""
+        return self.mean.clamp_min(_SMALLEST_LOSS)
+
+
+Coefficient = Callable[[BatchLosses], torch.Tensor | float]
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """One choice of the second-order term.
+
+    Attributes:
+        own: c, the factor of q^2: a number, a scalar or ``[S, 1]``; None where the term has no q^2.
+        sampled: d, the factor of q~^2; 0 where no label is drawn.
+        per_sample: Whether ``own`` needs the loss of each sample.
+    """
+
+    own: Coefficient | None
+    sampled: float = 0.0
+    per_sample: bool = False
+
+    def estimate(self, q: torch.Tensor, sampled_q: torch.Tensor | None, losses: BatchLosses) -> torch.Tensor:
+        """Returns each sample's estimated loss change, ``[S, groups]``."""
+        change = q
+        if self.own is not None:
+            change = change + self.own(losses) * q.square()
+        if self.sampled:
+            assert sampled_q is not None
+            change = change + self.sampled * sampled_q.square()
+        return change
+
+    def slope(self, q: torch.Tensor, losses: BatchLosses) -> torch.Tensor | float:
+        """Returns the estimate's derivative by q, ``[S, groups]`` or the number 1."""
+        return 1.0 if self.own is None else 1.0 + 2.0 * self.own(losses) * q
+
+    def sampled_slope(self, sampled_q: torch.Tensor) -> torch.Tensor:
+        """Returns the estimate's derivative by q~, ``[S, groups]``."""
+        return 2.0 * self.sampled * sampled_q
+
+
+def _batch(losses: BatchLosses) -> torch.Tensor:
+    return 0.25 / losses.positive_mean
+
+
+def _half_batch(losses: BatchLosses) -> torch.Tensor:
+    return 0.125 / losses.positive_mean
+
+
+def _sample(losses: BatchLosses) -> torch.Tensor:
+    assert losses.samples is not None
+    floor = _SAMPLE_LOSS_FLOOR * losses.positive_mean
+    return 0.25 / losses.samples.maximum(floor).unsqueeze(1)
+
+
+def _one_half(losses: BatchLosses) -> float:
+    del losses
+    return 0.5
+
+
+CURVATURES: dict[str, Curvature] = {
+    "batch": Curvature(_batch),
+    "fisher": Curvature(None, sampled=0.5),
+    "mixed": Curvature(_half_batch, sampled=0.25),
+    "empirical-fisher": Curvature(_one_half),
+    "sample": Curvature(_sample, per_sample=True),
+}
+
+
+def curvature(name: str) -> Curvature:
+    """Returns a curvature by name.
+
+    Raises:
+        MorphirError: if there is none of that name; the hint lists them.
+    """
+    if name not in CURVATURES:
+        raise MorphirError(
+            f"there is no curvature {name!r}", hint=f"the curvatures are: {', '.join(CURVATURES)}"
+        )
+    return CURVATURES[name]
+
+
+def sampled_logit_gradient(
+    outputs: object, targets: object, generator: torch.Generator | None
+) -> torch.Tensor:
+    """Draws a label for each sample from the model's softmax, and returns -log p(label)'s gradient by the logits.
+
+    Args:
+        outputs: The model's outputs; must be logits ``[S, K]``.
+        targets: The batch's targets; must be integer labels ``[S]``.
+        generator: Source of the draw, on the logits' device.
+
+    Raises:
+        MorphirError: if this is not a classifier with one integer label a sample.
+    """
+    if not (
+        isinstance(outputs, torch.Tensor)
+        and isinstance(targets, torch.Tensor)
+        and outputs.dim() == 2
+        and outputs.is_floating_point()
+        and targets.shape == outputs.shape[:1]
+        and not targets.is_floating_point()
+        and not targets.is_complex()
+    ):
+        raise MorphirError(
+            "the Fisher curvature needs logits [samples, classes] and one integer label a sample",
+            hint='use curvature "batch" for any other kind of output or loss',
+        )
+    logits = outputs.detach().float() if outputs.dtype in _HALF else outputs.detach()
+    probabilities = functional.softmax(logits, dim=1)
+    # The largest p / Exponential(1) is a draw from p; torch.multinomial would wait for the device.
+    noise = torch.empty_like(probabilities).exponential_(generator=generator)
+    labels = (probabilities / noise).argmax(dim=1, keepdim=True)
+    ones = torch.ones_like(labels, dtype=probabilities.dtype)
+    return probabilities.scatter_add(1, labels, -ones).to(outputs.dtype)
+
+
+_HALF = frozenset({torch.bfloat16, torch.float16})

@@ -1,0 +1,76 @@
+"""From the positions of one tensor dimension to channel groups, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from morphir.errors import MorphirError
+
+
+@dataclass(frozen=True)
+class GroupIndex:
+    """Which group each position along ``dim`` of a tensor belongs to.
+
+    Attributes:
+        dim: The dimension; samples lie along dimension 0.
+        width: Number of groups.
+        repeat: How many positions each group holds, where the groups stand in order and fill the dimension; else 0.
+        index: Group of each position, ``width`` for none; only where ``repeat`` is 0.
+    """
+
+    dim: int
+    width: int
+    repeat: int
+    index: torch.Tensor | None
+
+    @staticmethod
+    def of(dim: int, groups: Sequence[int], width: int, device: torch.device) -> GroupIndex:
+        """Makes the index of a binding's ``groups``, where -1 is no group."""
+        repeat = len(groups) // width if width else 0
+        if repeat and list(groups) == [group for group in range(width) for _ in range(repeat)]:
+            return GroupIndex(dim, width, repeat, None)
+        known = [group if group >= 0 else width for group in groups]
+        return GroupIndex(dim, width, 0, torch.tensor(known, device=device))
+
+    def sum(self, values: torch.Tensor, samples: int) -> torch.Tensor:
+        """Sums over all positions of each group: ``[S or S * k, ...]`` to ``[S, width]``, in float32 at least."""
+        dtype = torch.float32 if values.dtype in _HALF else values.dtype
+        others = [d for d in range(1, values.dim()) if d != self.dim]
+        sums = values.sum(others, dtype=dtype) if others else values.to(dtype)
+        if sums.shape[0] != samples:
+            sums = sums.view(self._per_sample(sums.shape[0], samples), -1, sums.shape[1]).sum(1)
+        if self.repeat == 1:
+            return sums
+        if self.repeat:
+            return sums.view(samples, self.width, self.repeat).sum(2)
+        assert self.index is not None
+        grouped = sums.new_zeros(samples, self.width + 1).index_add_(1, self.index, sums)
+        return grouped[:, : self.width]
+
+    def spread(self, weights: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Lays ``[S, width]`` out so that it multiplies ``like``; positions of no group get 0."""
+        samples = weights.shape[0]
+        if self.index is not None:
+            weights = torch.nn.functional.pad(weights, (0, 1)).index_select(1, self.index)
+        elif self.repeat > 1:
+            weights = weights.repeat_interleave(self.repeat, dim=1)
+        if like.shape[0] != samples:
+            self._per_sample(like.shape[0], samples)
+            weights = weights.repeat_interleave(like.shape[0] // samples, dim=0)
+        shape = [1] * like.dim()
+        shape[0], shape[self.dim] = like.shape[0], like.shape[self.dim]
+        return weights.view(shape).to(like.dtype)
+
+    def _per_sample(self, extent: int, samples: int) -> int:
+        if extent % samples:
+            raise MorphirError(
+                f"a tensor of leading extent {extent} does not hold whole samples of a batch of {samples}",
+                hint="the learner needs samples along the first dimension of every activation that holds channels",
+            )
+        return samples
+
+
+_HALF = frozenset({torch.bfloat16, torch.float16})

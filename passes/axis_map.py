@@ -137,14 +137,10 @@ def _check_complete(
     changed: Mapping[str, IndexMap],
 ) -> None:
     """Every copy of a group has as many positions as the group had, and nothing unchanged is lost."""
+    copies_of = {name: index_map.copies() for name, index_map in changed.items()}
     for key, old in positions.items():
         space, group = key
-        index_map = changed.get(space)
-        copies = (
-            [key]
-            if index_map is None
-            else [(space, n) for n, s in enumerate(index_map.sources) if s == group]
-        )
+        copies = [(space, new) for new in copies_of[space][group]] if space in copies_of else [key]
         if any(taken.get(copy, 0) != len(old) for copy in copies):
             raise VerificationError(
                 f"axis {axis} of {parameter} does not hold every copy of {space}[{group}]"

@@ -57,6 +57,13 @@ class IndexMap:
         """Whether the map changes nothing."""
         return self.sources == tuple(range(self.old_width)) and not any(self.signs)
 
+    def copies(self) -> tuple[tuple[int, ...], ...]:
+        """Returns, for every old group, the new groups that come from it."""
+        found: list[list[int]] = [[] for _ in range(self.old_width)]
+        for new, old in enumerate(self.sources):
+            found[old].append(new)
+        return tuple(map(tuple, found))
+
     @property
     def lineage(self) -> tuple[str, ...]:
         """Every new group as text: ``3`` kept, ``3+`` and ``3-`` the halves of a split."""

@@ -11,7 +11,9 @@ from types import FrameType, TracebackType
 import torch
 from torch import fx
 
-_INTERNAL = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent}{os.sep}")
+_PACKAGE = Path(__file__).parent.parent
+_OWN = tuple(f"{_PACKAGE / part}{os.sep}" for part in ("ir", "analysis", "runtime", "cli"))
+_INTERNAL = (f"{Path(torch.__file__).parent}{os.sep}", *_OWN)
 
 
 @dataclass(frozen=True)

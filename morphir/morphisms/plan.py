@@ -69,4 +69,4 @@ def _index_map(space: ChannelSpace, morphisms: Mapping[int, Morphism]) -> IndexM
 
 def copies_of(maps: Sequence[IndexMap]) -> dict[str, tuple[int, ...]]:
     """Returns, for each mapped space, how many new groups come from each old one."""
-    return {m.space: tuple(m.sources.count(group) for group in range(m.old_width)) for m in maps}
+    return {m.space: tuple(map(len, m.copies())) for m in maps}

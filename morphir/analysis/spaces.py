@@ -74,6 +74,7 @@ class _Builder:
     def __init__(self, graph: Graph, execution: Execution, coupling: Coupling) -> None:
         self.graph = graph
         self.nodes: dict[str, fx.Node] = {node.name: node for node in graph.graph.nodes}
+        self.activations = _activations(graph.graph)
         self.execution = execution
         self.coupling = coupling
         self.uses = list(dict.fromkeys(execution.mixing))
@@ -159,7 +160,7 @@ class _Builder:
                 continue
             node = self.nodes[use.node]
             for source in node.all_input_nodes:
-                if source.op == "get_attr" or len(values[source.name]) != 1:
+                if source not in self.activations or len(values[source.name]) != 1:
                     continue
                 for layout in values[source.name][0].layouts:
                     if layout.space == space:
@@ -207,6 +208,15 @@ class _Builder:
 
     def _frozen(self, code: str, reason: str, node: str) -> Verdict:
         return Verdict("frozen", code, reason, node, source_of(self.nodes[node]))
+
+
+def _activations(program: fx.Graph) -> set[fx.Node]:
+    """Returns the nodes that depend on the model's inputs; the others are computed from parameters."""
+    found: set[fx.Node] = set()
+    for node in program.nodes:
+        if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _unused_name(parameter: str, used: Mapping[str, object]) -> str:

@@ -10,8 +10,8 @@ ASCII, deterministic, typed; the same form in the terminal, in tests, in diffs a
       conv1: 16 groups, 16 exact; producers %conv1; consumers %conv2
     }
 
-A dimension of channels is ``{space:width}``; ``{a:16+b:8}`` where several spaces share it, ``{a:16*49}`` where
-every group of the space has 49 positions in it. ``N`` is the batch.
+A dimension of channels is ``{space:width}``; ``{a:16+b:8}`` where several spaces share it, ``{a:16*49}``
+where every group of the space has 49 positions in it. ``N`` is the batch.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def print_graph(graph: Graph) -> str:
     nodes = list(graph.graph.nodes)
     inputs = ", ".join(_typed(graph, node) for node in nodes if node.op == "placeholder")
     name = _snake_case(graph.module_types.get("", "") or "net")
-    body = [f"  {print_node(graph, node.name)}" for node in nodes if node.op != "placeholder"]
+    body = [f"  {_print_node(graph, node)}" for node in nodes if node.op != "placeholder"]
     spaces = [f"  {_print_space(space)}" for space in graph.spaces.values()]
     return _ascii("\n".join([f"graph @{name}({inputs}) {{", *body, "}", "spaces {", *spaces, "}", ""]))
 
@@ -90,7 +90,10 @@ def print_node(graph: Graph, name: str) -> str:
         graph: An analysed graph.
         name: The node's name.
     """
-    node = graph.node(name)
+    return _ascii(_print_node(graph, graph.node(name)))
+
+
+def _print_node(graph: Graph, node: fx.Node) -> str:
     if node.op == "output":
         line = f"return {_value(node.args[0])}"
     elif node.op == "placeholder":
@@ -98,7 +101,7 @@ def print_node(graph: Graph, name: str) -> str:
     else:
         line = f"{_typed(graph, node)} = {_operation(graph, node)}"
     source = source_of(node)
-    return _ascii(f"{line}      # {source}" if source is not None and node.op != "output" else line)
+    return f"{line}      # {source}" if source is not None and node.op != "output" else line
 
 
 def _typed(graph: Graph, node: fx.Node) -> str:

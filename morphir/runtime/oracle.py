@@ -1,9 +1,9 @@
 """The oracle: proves on a model, in float64, that what MorphIR would do to it is right.
 
-It knows nothing of index maps. A split at theta = 0 is compared with the original; a prune with an original in
-which the group's channels are zeroed where consumers read them; a plan over a quarter of all groups with both at
-once. Then the changed network is exported. All are compared in evaluation and in train mode, with random
-batch-norm statistics and affine maps.
+It knows nothing of index maps. A split at theta = 0 is compared with the original; a prune with an
+original in which the group's channels are zeroed where consumers read them; a plan over a quarter of all
+groups with both at once. Then the changed network is exported. All are compared in evaluation and in
+train mode, with random batch-norm statistics and affine maps.
 """
 
 from __future__ import annotations

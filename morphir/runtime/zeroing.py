@@ -1,4 +1,4 @@
-"""Runs of a graph for the oracle: repeatable in train mode, and with some channels zeroed for their consumers."""
+"""Runs of a graph for the oracle: repeatable in train mode; with some channels zeroed for consumers."""
 
 from __future__ import annotations
 

@@ -1,0 +1,246 @@
+"""``morphir grow``: grow a network on data, and export it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch.nn import functional
+
+from exporters.registry import EXPORTERS
+from morphir.cli.models import ModelSpec, check_classes
+from morphir.cli.options import Threads, Width
+from morphir.cli.output import print_table
+from morphir.cli.runs import DataSpec, RunSpec, is_run, read_run
+from morphir.cli.settings import device_name, growth_config
+from morphir.data import eval_loader, train_loader
+from morphir.data.dataset import Dataset
+from morphir.errors import MorphirError
+from morphir.ir.graph import Graph
+from morphir.runtime.config import GrowthConfig
+from morphir.runtime.events import Event, RunStarted
+from morphir.runtime.growth import GrowthResult, grow
+from morphir.runtime.rundir import read_config
+from morphir.runtime.validation import resolve_device
+from morphir.seeds import SEEDS
+from morphir.seeds.layers import initialise
+
+_DEFAULT_PRESET = "laptop"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that a run needs to know, whether it is new or goes on."""
+
+    spec: RunSpec
+    config: GrowthConfig
+    dataset: Dataset
+    out: Path
+    resume: bool
+
+
+def command(
+    out: Annotated[
+        Path, typer.Option(help="Run directory: new, or with --resume an old one.", show_default=False)
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="vgg19, mobilenetv1, resnet20, torchvision:NAME or path/to/file.py:factory.",
+            show_default=False,
+        ),
+    ] = None,
+    width: Width = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="digits, fashion-mnist, cifar10, cifar100 or imagefolder:DIR.", show_default=False),
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Where the data's files lie.", show_default=False)
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch missing data into --data-dir.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="Use the first so many training images only.", show_default=False)
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="paper, laptop or demo; laptop if left out.", show_default=False)
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="One option of the configuration.", show_default=False
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="JSON file of options, or a run's config.json.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier run in --out.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto; auto if left out.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seeds every random choice.", show_default=False)] = None,
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show warnings and errors alone.")] = False,
+    export: Annotated[bool, typer.Option(help="Export PyTorch source and ONNX at the end.")] = True,
+) -> None:
+    """Grow a network on data: train, learn what to split and prune, rewrite, repeat; then train the result.
+
+    The run directory holds everything: configuration, metrics, checkpoints, textual IR, rewrites, exports.
+    A run that was stopped, in whatever way, continues with --resume.
+
+    \b
+    morphir grow --model vgg19 --width 8 --data digits --preset demo --out runs/demo
+    morphir grow --model vgg19 --width 16 --data fashion-mnist --data-dir data --download --out runs/fashion
+    morphir grow --model net.py:build --data imagefolder:photos --set phases=4 --out runs/photos
+    morphir grow --out runs/fashion --resume
+    """  # noqa: D301
+    if resume:
+        fixed = {"--model": model, "--width": width, "--data": data, "--limit": limit, "--preset": preset}
+        fixed |= {"--set": assignments, "--config": config, "--seed": seed, "--force": force or None}
+        _refuse_with_resume([name for name, value in fixed.items() if value is not None])
+        plan = _resumed(out, device, data_dir, threads, download=download)
+    else:
+        if model is None or data is None:
+            raise MorphirError("a new run needs --model and --data", hint="or --resume, to continue one")
+        settings = growth_config(
+            preset or _DEFAULT_PRESET, config, assignments or (), seed=seed, device=_available(device)
+        )
+        _check_free(out, force)
+        source = DataSpec(data=data, data_dir=data_dir, limit=limit)
+        plan = _new(out, settings, model, width, source, threads, download=download)
+    _run(plan, quiet=quiet, export=export)
+
+
+def _available(device: str | None) -> str:
+    return str(resolve_device(device_name(device or "auto"), torch.device("cpu")))
+
+
+def _refuse_with_resume(names: Sequence[str]) -> None:
+    if names:
+        raise MorphirError(
+            f"{', '.join(names)} cannot be changed with --resume",
+            hint="the run directory says it; leave it out, or start a new run",
+        )
+
+
+def _check_free(out: Path, force: bool) -> None:
+    """Says before anything is loaded that the directory is taken; ``--force`` replaces runs alone."""
+    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if taken and not (force and is_run(out)):
+        raise MorphirError(
+            f"{out} is there and not empty",
+            hint="continue the run in it with --resume, replace it with --force, or choose another --out"
+            if is_run(out)
+            else "choose another --out",
+        )
+
+
+def _new(
+    out: Path,
+    config: GrowthConfig,
+    model: str,
+    width: int | None,
+    source: DataSpec,
+    threads: int | None,
+    *,
+    download: bool,
+) -> _Plan:
+    dataset = source.load(download=download)
+    sizes = {"channels": dataset.channels, "classes": dataset.classes, "image_size": dataset.image_size}
+    network = ModelSpec(model=model, width=width, **sizes).absolute()
+    spec = RunSpec(model=network, data=source.absolute(), threads=threads or torch.get_num_threads())
+    return _Plan(spec, config, dataset, out, resume=False)
+
+
+def _resumed(
+    out: Path, device: str | None, data_dir: str | None, threads: int | None, *, download: bool
+) -> _Plan:
+    """What the run directory says, on this machine's device and with this machine's data directory."""
+    spec, config = read_run(out), read_config(out)
+    config = config.model_copy(update={"device": _available(device or config.device)})
+    source = spec.data if data_dir is None else spec.data.model_copy(update={"data_dir": data_dir})
+    spec = spec.model_copy(update={"threads": threads or spec.threads})
+    return _Plan(spec, config, source.load(download=download), out, resume=True)
+
+
+def _run(plan: _Plan, *, quiet: bool, export: bool) -> None:
+    start = time.perf_counter()
+    torch.set_num_threads(plan.spec.threads or torch.get_num_threads())
+    torch.manual_seed(plan.config.seed)  # pyright: ignore[reportUnknownMemberType]
+    graph = plan.spec.model.trace()
+    check_classes(graph, plan.spec.model)
+    if not plan.resume and is_run(plan.out):
+        shutil.rmtree(plan.out)
+    try:
+        result = _grow(plan, graph, quiet=quiet)
+    except KeyboardInterrupt as error:
+        error.add_note(f"continue with: morphir grow --out {plan.out} --resume")
+        raise
+    files = list(_export(graph, plan.out)) if export else []
+    if not quiet:
+        _print_summary(result, time.perf_counter() - start)
+        for file in files:
+            typer.echo(f"wrote {file}, verified")
+
+
+def _grow(plan: _Plan, graph: Graph, *, quiet: bool) -> GrowthResult:
+    config, device = plan.config, plan.config.device or "cpu"
+
+    def note_origin(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            plan.spec.write(plan.out)
+
+    return grow(
+        graph,
+        train_loader(plan.dataset, config.batch_size, seed=config.seed, device=device),
+        partial(functional.cross_entropy, reduction="none"),
+        config=config,
+        eval_data=eval_loader(plan.dataset, device=device),
+        callbacks=(note_origin,),
+        out=plan.out,
+        resume=plan.resume,
+        initialise=initialise if plan.spec.model.model in SEEDS else None,
+        quiet=quiet,
+    )
+
+
+def _export(graph: Graph, out: Path) -> Iterator[Path]:
+    graph.eval()
+    for exporter in EXPORTERS.values():
+        path = out / f"network{exporter.suffix}"
+        exporter.export(graph, path)
+        yield path
+
+
+def _print_summary(result: GrowthResult, seconds: float) -> None:
+    """The seed as it was after its first phase, beside the finished network."""
+    if not result.phases:
+        return
+    first, last = result.phases[0], result.phases[-1]
+    final = None if result.evaluation is None else result.evaluation.error
+    print_table(
+        "from seed to grown network",
+        ("", ">parameters", ">MACs", ">test error", ">seconds"),
+        [
+            (
+                "seed",
+                first.parameters,
+                first.macs,
+                _percent(first.test_error),
+                f"{first.seconds:.1f}",
+            ),
+            ("grown", last.next_parameters, last.next_macs, _percent(final), f"{seconds:.1f}"),
+        ],
+    )
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.2%}"

@@ -1,0 +1,84 @@
+"""What a user says about a model, and the traced graph that comes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from morphir.analysis.spaces import trace
+from morphir.errors import MorphirError
+from morphir.ir.graph import Graph
+from morphir.ir.state import evaluation_mode
+from morphir.seeds import resolve
+
+SMALL_IMAGE = 32
+LARGE_IMAGE = 224
+_EXAMPLES = 4
+"""Images in the example batch; enough for batch statistics that are not degenerate."""
+
+
+class ModelSpec(BaseModel):
+    """A model as it is named on the command line.
+
+    Attributes:
+        model: A seed, ``torchvision:NAME`` or ``path/to/file.py:factory``.
+        width: Channels per layer; None is the model's own.
+        channels: Channels of the images.
+        classes: Number of classes.
+        image_size: Side of the images in pixels.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    width: int | None = None
+    channels: int = 3
+    classes: int = 10
+    image_size: int = SMALL_IMAGE
+
+    def trace(self) -> Graph:
+        """Builds the model, traces it, and checks that it yields one logit per class.
+
+        Raises:
+            MorphirError: if the model cannot be built or traced, or has another number of classes.
+        """
+        model = resolve(
+            self.model,
+            width=self.width,
+            in_channels=self.channels,
+            classes=self.classes,
+            image_size=self.image_size,
+        )
+        return trace(model, torch.zeros(_EXAMPLES, self.channels, self.image_size, self.image_size))
+
+    def absolute(self) -> ModelSpec:
+        """The same with the path of a user's file made absolute, to be found again from elsewhere."""
+        file, separator, factory = self.model.rpartition(":")
+        if not file.endswith(".py"):
+            return self
+        return self.model_copy(update={"model": f"{Path(file).resolve()}{separator}{factory}"})
+
+
+def check_classes(graph: Graph, spec: ModelSpec) -> None:
+    """Raises :class:`MorphirError` unless the model yields logits ``[N, classes]``."""
+    args, kwargs = graph.inputs.materialise(graph.device)
+    with torch.no_grad(), evaluation_mode(graph):
+        logits: object = graph(*args, **kwargs)
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise MorphirError(
+            f"{spec.model} yields {shape}, not logits [images, classes]",
+            hint="wrap it in a factory of your own, path/to/file.py:factory, that returns the logits alone",
+        )
+    if logits.shape[1] != spec.classes:
+        raise MorphirError(
+            f"wrong number of classes: {spec.model} yields {logits.shape[1]}, the data has {spec.classes}",
+            hint=f"build it with {spec.classes}; a factory that takes an argument 'classes' is told",
+        )
+
+
+def default_image_size(model: str) -> int:
+    """Returns the side of the images that a model is looked at with, where the user names none."""
+    return LARGE_IMAGE if model.startswith("torchvision:") else SMALL_IMAGE

@@ -1,0 +1,60 @@
+"""From ``--preset``, ``--config`` and ``--set`` to one configuration; the later wins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from morphir.errors import MorphirError
+from morphir.runtime.config import GrowthConfig
+from morphir.runtime.files import read_json
+
+
+def growth_config(preset: str, file: Path | None, assignments: Iterable[str], **options: Any) -> GrowthConfig:
+    """Puts a configuration together.
+
+    Args:
+        preset: Name of a preset.
+        file: JSON object of options, or a run's ``config.json``.
+        assignments: Texts of the form ``key=value``; values are JSON, or text where they are not.
+        **options: What has an option of its own; None is not given.
+
+    Raises:
+        MorphirError: for an unknown preset or option, a value out of range, or a file that is no JSON object.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    return GrowthConfig.preset(preset, **{**_from_file(file), **dict(map(_assignment, assignments)), **given})
+
+
+def _from_file(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    data: object = read_json(file)
+    if isinstance(data, dict) and isinstance(nested := cast("dict[str, object]", data).get("config"), dict):
+        data = cast("object", nested)
+    if not isinstance(data, dict):
+        raise MorphirError(f"{file} holds no JSON object", hint='write {"phases": 4, ...}')
+    return cast("dict[str, Any]", data)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise MorphirError(f"--set {text!r} is not of the form key=value", hint="for example --set phases=4")
+    try:
+        return key.strip(), json.loads(value)
+    except ValueError:
+        return key.strip(), value
+
+
+def device_name(name: str) -> str:
+    """Returns the device to use; ``auto`` is CUDA, else MPS, else the CPU."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -107,8 +107,7 @@ class _Writer:
     def operand(self, argument: object) -> Template:
         """Returns an argument as it can stand beside an operator or before a dot."""
         template = self.value(argument)
-        negative = isinstance(argument, (int, float)) and argument < 0
-        return ("(", *template, ")") if negative or " " in _text(template) else template
+        return ("(", *template, ")") if " " in _text(template) else template
 
     def write(self, node: fx.Node, *, inline: bool) -> None:
         """Appends what one node does, or keeps its expression for the node that reads it."""
@@ -219,9 +218,9 @@ def _call_function(writer: _Writer, node: fx.Node) -> Template:
         return (*writer.operand(args[0]), f".{args[1]}")
     if target in INFIX and len(args) == 2 and not node.kwargs:
         left, right = writer.operand(args[0]), writer.operand(args[1])
-        close = INFIX[target] == "**" and _is_simple(left) and _is_simple(right)
-        symbol = INFIX[target] if close else f" {INFIX[target]} "
-        return (*left, symbol, *right)
+        if INFIX[target] == "**":
+            return _power(args[0], left, right)
+        return (*left, f" {INFIX[target]} ", *right)
     if target in PREFIX and not node.kwargs:
         return (PREFIX[target], *writer.operand(args[0]))
     if target is getattr:
@@ -313,6 +312,14 @@ def _joined(templates: list[Template]) -> Template:
     for at, template in enumerate(templates):
         joined += [", ", *template] if at else template
     return tuple(joined)
+
+
+def _power(base: object, left: Template, right: Template) -> Template:
+    """Binds more tightly than a sign: a negative base needs brackets."""
+    if isinstance(base, (int, float)) and base < 0:
+        left = ("(", *left, ")")
+    symbol = "**" if _is_simple(left) and _is_simple(right) else " ** "
+    return (*left, symbol, *right)
 
 
 def _is_simple(template: Template) -> bool:

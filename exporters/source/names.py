@@ -8,6 +8,9 @@ from itertools import chain, count
 from exporters.source.bodies import Statement
 from exporters.source.template import Template, refs
 
+UNREAD = "_"
+"""The name of every value that nothing reads."""
+
 _POOL = ("x", "y", "z", "u", "v", "w")
 _SIZES = ("n", "m", "k")
 
@@ -29,6 +32,9 @@ def variable_names(
         if statement.augmented:
             continue
         for target in statement.targets:
+            if target not in last_read:
+                names[target] = UNREAD
+                continue
             live = {names[number] for number in names if last_read.get(number, -1) > at} | reserved
             live |= {names[other] for other in statement.targets if other in names}
             names[target] = _pick(statement, at, names, last_read, live)

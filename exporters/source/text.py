@@ -7,7 +7,7 @@ from importlib import metadata
 
 from exporters.source.bodies import Statement
 from exporters.source.classes import ClassDefinition
-from exporters.source.names import variable_names
+from exporters.source.names import UNREAD, variable_names
 from exporters.source.program import Program
 from exporters.source.template import Ref, Template, literal, render
 from exporters.source.wrap import wrap
@@ -106,6 +106,6 @@ def _forward(definition: ClassDefinition) -> Iterator[str]:
 def _statement(statement: Statement, names: dict[int, str]) -> str:
     value = render(statement.value, names)
     targets = ", ".join(names[target] for target in statement.targets)
-    if not targets:
+    if targets in {"", UNREAD}:
         return value
     return f"{targets} {statement.augmented or '='} {value}"

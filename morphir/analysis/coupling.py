@@ -57,11 +57,12 @@ class Coupling:
 
 def couple(execution: Execution) -> Coupling:
     """Returns the components of all ties, closed under "a group is a set of slices"."""
-    ties = list(execution.facts.ties)
-    coupling = Coupling(components(execution.axes.total, ties), {})
-    while extra := [t for layer in execution.scattered if (t := _missing_tie(coupling, layer)) is not None]:
-        ties.extend(extra)
-        coupling = Coupling(components(execution.axes.total, ties), {})
+    coupling = Coupling(components(execution.axes.total, execution.facts.ties), {})
+    # In program order: a tie that one view demands may settle the views that come after it. More ties never
+    # scatter a layer again, so one pass is enough.
+    for layer in execution.scattered:
+        if (tie := _missing_tie(coupling, layer)) is not None:
+            coupling = Coupling(components(execution.axes.total, [tie])[coupling.roots], {})
     return Coupling(coupling.roots, _strongest(coupling.roots, execution.facts.restrictions))
 
 

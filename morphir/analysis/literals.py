@@ -87,6 +87,19 @@ def _rewrite_sizes(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
         set_sizes([n if s == o else s for s, o, n in zip(sizes, value.shape, new, strict=True)])
 
 
+def _tie_to_computed_size(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
+    """Channels that a view lays along several dimensions grow along the one whose size is no literal."""
+    (value,) = labelled[node.name]
+    sizes, _ = _size_arguments(node)
+    if len(sizes) != len(value.shape):
+        return
+    computed = {dim for dim, size in enumerate(sizes) if not isinstance(size, int) or size < 0}
+    for layer in value.layers:
+        free = computed & set(label_dims(layer))
+        if len(label_dims(layer)) > 1 and len(free) == 1:
+            channel_vector([layer], free.pop(), facts, node.name, code="same-inner-index")
+
+
 def _size_arguments(node: fx.Node) -> tuple[list[Any], Callable[[list[Any]], None]]:
     """Returns a node's sizes, given one by one or as a sequence, and a way to set them."""
     if len(node.args) > 1 and isinstance(node.args[1], (tuple, list)):
@@ -274,7 +287,8 @@ def _frozen(code: str, reason: str) -> Constrain:
 LITERALS: tuple[LiteralRule, ...] = (
     LiteralRule(
         ("view", "reshape", torch.reshape, "expand", torch.Tensor.view, "broadcast_to"),
-        rewrite=_rewrite_sizes,
+        _tie_to_computed_size,
+        _rewrite_sizes,
     ),
     LiteralRule(("unflatten", torch.unflatten), rewrite=_rewrite_unflatten),
     LiteralRule(("split", torch.split, "split_with_sizes"), rewrite=_rewrite_split),

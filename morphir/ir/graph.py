@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelLayer, ChannelSpace
 from morphir.ir.index_map import Rewrite
-from morphir.ir.state import is_persistent, own_state, submodules
+from morphir.ir.state import is_persistent, make_temporary, own_state, submodules
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ class Graph(fx.GraphModule):
     ) -> None:
         super().__init__(root, graph, class_name="Graph")
         _adopt_unused_state(self, root)
+        _keep_constants_out(self, root)
+        _keep_persistence(self, root)
         self.inputs = inputs
         self.module_types = MappingProxyType(dict(module_types))
         self.history = tuple(history)
@@ -168,7 +170,7 @@ class Graph(fx.GraphModule):
 
 def _adopt_unused_state(graph: Graph, root: nn.Module) -> None:
     """Registers what the traced program never reads, so that the ``state_dict`` keys stay the model's own."""
-    for path, module in submodules(root):
+    for path, module in root.named_modules(remove_duplicate=False):
         owned = own_state(module)
         if path and owned and not _has_module(graph, path):
             graph.add_submodule(path, module)
@@ -182,6 +184,24 @@ def _adopt_unused_state(graph: Graph, root: nn.Module) -> None:
                 target.register_parameter(name, tensor)
             else:
                 target.register_buffer(name, tensor, persistent=is_persistent(module, name))
+
+
+def _keep_persistence(graph: Graph, root: nn.Module) -> None:
+    """Keeps out of the ``state_dict`` what the model keeps out: fx makes every tensor a persistent buffer."""
+    for path, module in submodules(graph):
+        source = root.get_submodule(path) if _has_module(root, path) else None
+        for name, _ in module.named_buffers(recurse=False):
+            owned = source is not None and name in dict(source.named_buffers(recurse=False))
+            if source is None or not owned or not is_persistent(source, name):
+                make_temporary(module, name)
+
+
+def _keep_constants_out(graph: Graph, root: nn.Module) -> None:
+    """Tensors that the tracer found in the program are no state of the model: they move with it, and no more."""
+    known = dict(root.named_buffers())
+    for name, tensor in list(graph.named_buffers(recurse=False)):
+        if name not in known:
+            graph.register_buffer(name, tensor, persistent=False)
 
 
 def _has_module(graph: nn.Module, path: str) -> bool:

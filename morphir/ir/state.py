@@ -31,6 +31,11 @@ def is_persistent(module: nn.Module, buffer: str) -> bool:
     return buffer not in cast("set[str]", vars(module)["_non_persistent_buffers_set"])
 
 
+def make_temporary(module: nn.Module, buffer: str) -> None:
+    """Takes a buffer out of the ``state_dict``."""
+    cast("set[str]", vars(module)["_non_persistent_buffers_set"]).add(buffer)
+
+
 def training_modes(module: nn.Module) -> Mapping[str, bool]:
     """Returns the training flag of every submodule."""
     return {path: submodule.training for path, submodule in submodules(module)}

@@ -4,8 +4,8 @@ Every term is a quadratic form per sample s, so its gradient needs no rule of it
 
     delta_L = 1/S sum_s [ q_s + c_s q_s^2 + d q~_s^2 ]
 
-with ``q = u . g``, g the gradient of the sample's loss, and ``q~ = u . g~``, g~ the gradient of the negative log-likelihood of a
-label drawn from the model's own softmax (the sampled Fisher).
+with ``q = u . g``, g the gradient of the sample's loss, and ``q~ = u . g~``, g~ the gradient of the negative
+log-likelihood of a label drawn from the model's own softmax (the sampled Fisher).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def curvature(name: str) -> Curvature:
 def sampled_logit_gradient(
     outputs: object, targets: object, generator: torch.Generator | None
 ) -> torch.Tensor:
-    """Draws a label for each sample from the model's softmax, and returns -log p(label)'s gradient by the logits.
+    """Draws labels from the model's softmax, and returns the gradient of -log p(label) by the logits.
 
     Args:
         outputs: The model's outputs; must be logits ``[S, K]``.

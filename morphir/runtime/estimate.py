@@ -12,33 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 
-from morphir.runtime.curvature import BatchLosses, Curvature
+from morphir.runtime.curvature import Curvature
 from morphir.runtime.group_index import GroupIndex
 from morphir.runtime.lowering import EdgeProgram, ProducerProgram, SpaceProgram, SplitProgram
+from morphir.runtime.model_pass import Pass
 from morphir.runtime.perturbation import PERTURBATIONS
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward and backward pass of the model.
-
-    Attributes:
-        captured: Every captured value, detached.
-        samples: S.
-        losses: The batch's losses.
-        gradients: By tap, the gradient of the *summed* loss; None where the loss does not depend on the tap.
-        sampled: The same for the sampled labels' negative log-likelihood; None where no curvature asks for it.
-    """
-
-    captured: Sequence[Any]
-    samples: int
-    losses: BatchLosses
-    gradients: Mapping[int, torch.Tensor | None]
-    sampled: Mapping[int, torch.Tensor | None] | None
 
 
 @dataclass(frozen=True)
@@ -94,28 +76,27 @@ def _edge_value(edge: EdgeProgram, run: Pass) -> EdgeValue | None:
     return EdgeValue(edge.groups, run.captured[edge.taps[0]], g, sampled)
 
 
-def _total(edge: EdgeProgram, gradients: Mapping[int, torch.Tensor | None]) -> torch.Tensor | None:
-    known = [gradient for slot in edge.taps if (gradient := gradients[slot]) is not None]
+def _total(edge: EdgeProgram, gradients: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
+    known = [gradient for slot in edge.taps if (gradient := gradients.get(slot)) is not None]
     return sum(known[1:], start=known[0]) if known else None
 
 
 def project(
-    changes: Sequence[torch.Tensor | None], edges: Sequence[EdgeValue | None], run: Pass
+    changes: Sequence[torch.Tensor | None], factor: float, edges: Sequence[EdgeValue | None], run: Pass
 ) -> Projection:
-    """Returns q and q~ of the changes u, one for each edge."""
+    """Returns q and q~ of ``factor`` times the changes, one for each edge."""
     pairs = [(u, edge) for u, edge in zip(changes, edges, strict=True) if u is not None and edge is not None]
     q = [edge.groups.sum(u * edge.g, run.samples) for u, edge in pairs]
-    total = sum(q[1:], start=q[0])
+    total = sum(q[1:], start=q[0]) * factor
     if run.sampled is None:
         return Projection(total, None)
     tilde = [edge.groups.sum(u * edge.sampled, run.samples) for u, edge in pairs if edge.sampled is not None]
-    return Projection(total, sum(tilde[1:], start=tilde[0]) if tilde else torch.zeros_like(total))
+    return Projection(total, sum(tilde[1:], start=tilde[0]) * factor if tilde else torch.zeros_like(total))
 
 
 def estimate_prunes(edges: Sequence[EdgeValue | None], run: Pass) -> Projection:
-    """Returns q and q~ of removing each group."""
-    kept = project([None if edge is None else edge.a for edge in edges], edges, run)
-    return Projection(-kept.q, None if kept.sampled is None else -kept.sampled)
+    """Returns q and q~ of removing each group, u = -a."""
+    return project([None if edge is None else edge.a for edge in edges], -1.0, edges, run)
 
 
 def estimate_splits(
@@ -141,7 +122,7 @@ def estimate_splits(
     bases = [None if edge is None else edge.a for edge in edges]
     perturb = PERTURBATIONS[split.region.kind]
     perturbed = perturb(split.region, ys, [delta.detach() for delta in deltas], externals, bases)
-    projection = project(perturbed.changes, edges, run)
+    projection = project(perturbed.doubled, 0.5, edges, run)
     slope = curvature.slope(projection.q, run.losses) * (0.5 / run.samples)
     sampled_slope = None
     if curvature.sampled and projection.sampled is not None:

@@ -17,7 +17,8 @@ class GroupIndex:
     Attributes:
         dim: The dimension; samples lie along dimension 0.
         width: Number of groups.
-        repeat: How many positions each group holds, where the groups stand in order and fill the dimension; else 0.
+        repeat: How many positions each group holds, where the groups stand in order and fill the dimension;
+            else 0.
         index: Group of each position, ``width`` for none; only where ``repeat`` is 0.
     """
 
@@ -36,7 +37,7 @@ class GroupIndex:
         return GroupIndex(dim, width, 0, torch.tensor(known, device=device))
 
     def sum(self, values: torch.Tensor, samples: int) -> torch.Tensor:
-        """Sums over all positions of each group: ``[S or S * k, ...]`` to ``[S, width]``, in float32 at least."""
+        """Sums over each group's positions: ``[S or S * k, ...]`` to ``[S, width]``, float32 at least."""
         dtype = torch.float32 if values.dtype in _HALF else values.dtype
         others = [d for d in range(1, values.dim()) if d != self.dim]
         sums = values.sum(others, dtype=dtype) if others else values.to(dtype)
@@ -68,7 +69,7 @@ class GroupIndex:
         if extent % samples:
             raise MorphirError(
                 f"a tensor of leading extent {extent} does not hold whole samples of a batch of {samples}",
-                hint="the learner needs samples along the first dimension of every activation that holds channels",
+                hint="every activation that holds channels must have the samples along its first dimension",
             )
         return samples
 

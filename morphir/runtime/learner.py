@@ -1,20 +1,19 @@
 """``Learner``: learns every split, and scores every split and prune, of every space at once.
 
-The model's weights are frozen and in evaluation mode during a step. One forward and one data-gradient pass serve all spaces;
-each then costs one convolution for delta and one for theta's gradient.
+The model's weights are frozen and in evaluation mode during a step. One forward and one data-gradient pass
+serve all spaces; each then costs one convolution for delta and one for theta's gradient.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from morphir.analysis.cost import delta_cost
 from morphir.errors import MorphirError
@@ -25,12 +24,12 @@ from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
-from morphir.runtime.curvature import BatchLosses, Curvature, curvature, sampled_logit_gradient
-from morphir.runtime.estimate import Pass, Projection, edge_values, estimate_prunes, estimate_splits
+from morphir.runtime.curvature import Curvature, curvature
+from morphir.runtime.estimate import Projection, edge_values, estimate_prunes, estimate_splits
 from morphir.runtime.lowering import Lowered, SpaceProgram, lower
+from morphir.runtime.model_pass import Loss, Pass, detached, run_backward, run_forward
 from morphir.runtime.theta import Theta, group_kernels, initial_thetas
 
-Loss = Callable[[Any, Any], torch.Tensor]
 _FUSED_ADAM = frozenset({"cpu", "cuda", "mps", "xpu"})
 
 
@@ -68,7 +67,8 @@ class Learner:
     """Learns and scores the morphisms of one graph, as it is now.
 
     Args:
-        graph: The graph. Its parameters, gradients, modes and ``requires_grad`` flags are as before after each step.
+        graph: The graph. Its parameters, gradients, modes and ``requires_grad`` flags are as before after
+            each step.
         loss: ``loss(outputs, targets)`` returns one loss a sample, ``[S]``, or their mean.
         learn_curvature: What theta is learned against: ``"batch"`` (the paper), ``"fisher"``, ``"mixed"``,
             ``"empirical-fisher"`` or ``"sample"``.
@@ -130,22 +130,27 @@ class Learner:
             targets: What the loss takes beside the model's outputs.
 
         Raises:
-            MorphirError: if the graph was rewritten or moved since this learner was made, or if loss and curvature do
-                not fit.
+            MorphirError: if the graph was rewritten or moved since this learner was made, or if loss and
+                curvature do not fit.
         """
         self._check_current()
+        args, kwargs = split_inputs(inputs)
+        values = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
+        projections: dict[str, list[Projection]] = {}
+
+        def work(space: SpaceProgram, run: Pass) -> None:
+            projections[space.name] = self._work(space, run)
+
         with frozen(self.graph), torch.no_grad():
-            for folded in self.lowered.folded:
-                folded.refresh()
-            outputs, run = self._run_model(inputs, targets)
-            projections = [
-                projection for space in self.lowered.spaces for projection in self._work(space, run)
-            ]
+            forward = run_forward(self.lowered, values, targets, self.loss, sample=self._samples_labels)
+            self._check_losses(forward.run)
+            run_backward(forward, self.lowered, targets, self._generator, work)
             if self._adam is not None:
-                self._adam.step()
+                cast("Any", self._adam).step()
                 self._adam.zero_grad(set_to_none=True)
-            self._record(projections, run)
-        return StepResult(run.losses.mean, outputs)
+            ordered = [projection for space in self.lowered.spaces for projection in projections[space.name]]
+            self._record(ordered, forward.run)
+        return StepResult(forward.run.losses.mean, detached(forward.outputs))
 
     def scores(self) -> list[Score]:
         """Returns the estimate of every legal split and prune, in program order; waits for the device.
@@ -158,7 +163,7 @@ class Learner:
             raise MorphirError(
                 "the learner has made no step yet", hint="call learner.step(inputs, targets) first"
             )
-        estimates = iter((self._average / self._weight).tolist())
+        estimates = iter(cast("list[float]", cast("Any", self._average / self._weight).tolist()))
         scores: list[Score] = []
         for program in self.lowered.spaces:
             space = self.graph.space(program.name)
@@ -214,37 +219,18 @@ class Learner:
                     for name in ("step", "exp_avg", "exp_avg_sq")
                 }
 
-    def _run_model(self, inputs: ExampleArgument, targets: Any) -> tuple[Any, Pass]:
-        args, kwargs = split_inputs(inputs)
-        values = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
-        with torch.enable_grad():
-            outputs, captured = self.lowered.program(*values)
-            loss = self.loss(outputs, targets)
-        samples = _batch_size(values) if loss.dim() == 0 else loss.shape[0]
-        losses = _batch_losses(loss)
-        if losses.samples is None and (self.learn_curvature.per_sample or self.score_curvature.per_sample):
+    @property
+    def _samples_labels(self) -> bool:
+        return bool(self.learn_curvature.sampled or self.score_curvature.sampled)
+
+    def _check_losses(self, run: Pass) -> None:
+        if run.losses.samples is None and (
+            self.learn_curvature.per_sample or self.score_curvature.per_sample
+        ):
             raise MorphirError(
                 "this curvature needs the loss of each sample, and the loss function returns their mean",
                 hint='return one loss a sample: reduction="none"',
             )
-        draws = bool(self.learn_curvature.sampled or self.score_curvature.sampled)
-        whole = torch.full_like(loss, samples if loss.dim() == 0 else 1)
-        gradients = self._tap_gradients(loss, captured, whole, retain=draws)
-        sampled = None
-        if draws:
-            logit_gradient = sampled_logit_gradient(outputs, targets, self._generator)
-            sampled = self._tap_gradients(outputs, captured, logit_gradient, retain=False)
-        return _detached(outputs), Pass(_detached(captured), samples, losses, gradients, sampled)
-
-    def _tap_gradients(
-        self, output: torch.Tensor, captured: Any, gradient: torch.Tensor, *, retain: bool
-    ) -> dict[int, torch.Tensor | None]:
-        slots = self.lowered.taps
-        if not slots or not output.requires_grad:
-            return dict.fromkeys(slots)
-        taps = [captured[slot] for slot in slots]
-        found = torch.autograd.grad(output, taps, gradient, retain_graph=retain, allow_unused=True)
-        return dict(zip(slots, found, strict=True))
 
     def _work(self, space: SpaceProgram, run: Pass) -> list[Projection]:
         """Estimates one space's prunes and splits, and hands theta's gradients to the optimizer."""
@@ -318,7 +304,7 @@ class Learner:
 
 
 @contextmanager
-def frozen(graph: nn.Module) -> Iterator[None]:
+def frozen(graph: nn.Module) -> Generator[None]:
     """Evaluation mode and no parameter that requires grad; afterwards everything is as it was."""
     training = [module for _, module in submodules(graph) if module.training]
     trainable = [parameter for parameter in graph.parameters() if parameter.requires_grad]
@@ -342,29 +328,6 @@ def _identities(graph: Graph) -> tuple[int, list[torch.Tensor]]:
 
 def _may(space: ChannelSpace, index: int, kind: type[Morphism]) -> bool:
     return space.verdict(index).kind in kind.allowed
-
-
-def _batch_size(inputs: list[Any]) -> int:
-    sizes = [
-        leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor) and leaf.dim()
-    ]
-    if not sizes:
-        raise MorphirError("the inputs hold no tensor with a batch dimension")
-    return sizes[0]
-
-
-def _batch_losses(loss: torch.Tensor) -> BatchLosses:
-    detached = loss.detach()
-    if loss.dim() > 1:
-        raise MorphirError(
-            f"the loss has shape {tuple(loss.shape)}",
-            hint="return one loss a sample, [S], or their mean",
-        )
-    return BatchLosses(detached.mean(), detached) if loss.dim() else BatchLosses(detached, None)
-
-
-def _detached(values: Any) -> Any:
-    return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, values)
 
 
 def _tensor(state: Mapping[str, torch.Tensor | float], key: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a mixing operator computes, as a function of its kernel: ``delta = op(x, theta)`` needs it with another kernel.
+"""A mixing operator as a function of its kernel, since ``delta = op(x, theta)`` is the same with another.
 
 A table of leaf modules and one of functions; an operator in neither has no theta, and its space no splits.
 """
@@ -107,7 +107,7 @@ _WITH_BIAS: frozenset[Any] = frozenset(
     }
 )
 _PRODUCTS: frozenset[Any] = frozenset(
-    {torch.matmul, torch.mm, torch.bmm, operator.matmul, "matmul", "mm", "bmm"}
+    {torch.matmul, torch.mm, torch.bmm, cast("Any", operator).matmul, "matmul", "mm", "bmm"}
 )
 
 

@@ -1,8 +1,9 @@
 """From a graph to what the learner runs: one instrumented forward program, and one small program per space.
 
-The instrumented program returns, beside the outputs, every value that some space needs. The gradient at an edge alone comes
-from a *tap*: an alias of the tensor a that the consumers read in its place, so that a path which passes a on inside the region
-is not counted.
+The instrumented program returns, beside the outputs, every value that some space needs. The gradient at an
+edge alone comes
+from a *tap*: an alias of the tensor a that the consumers read in its place, so that a path which passes a on
+inside the region is not counted.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from torch import fx
 
 from morphir.ir.channels import ChannelSpace, Producer
 from morphir.ir.graph import Graph
+from morphir.runtime.folded_norm import FoldedNorm
 from morphir.runtime.group_index import GroupIndex
-from morphir.runtime.instrument import FoldedNorm, WorkingCopy, working_copy
 from morphir.runtime.linear_ops import Apply, linear_op
 from morphir.runtime.region import Region, extract_region
+from morphir.runtime.simplify import simplify
+from morphir.runtime.working_copy import WorkingCopy, working_copy
 
 
 def tap(value: torch.Tensor) -> torch.Tensor:
@@ -85,6 +88,19 @@ class SpaceProgram:
     split: SplitProgram | None
     refusal: str = ""
 
+    @property
+    def taps(self) -> frozenset[int]:
+        """Slots of the taps of all edges."""
+        return frozenset(slot for edge in self.edges for slot in edge.taps)
+
+    @property
+    def slots(self) -> frozenset[int]:
+        """Every captured slot that the space reads."""
+        if self.split is None:
+            return self.taps
+        own = {slot for producer in self.split.producers for slot in (producer.x, producer.y)}
+        return self.taps | own | set(self.split.externals)
+
 
 @dataclass(frozen=True)
 class Lowered:
@@ -104,13 +120,14 @@ class Lowered:
 
 
 def lower(graph: Graph, spaces: Collection[str] | None = None) -> Lowered:
-    """Lowers a graph for the learner; the graph is left as it is, and modules and parameters are shared with it.
+    """Lowers a graph for the learner; the graph is left as it is, and its modules are shared.
 
     Args:
         graph: An analysed graph.
         spaces: Names of the spaces to lower; all where None.
     """
     work = working_copy(graph)
+    simplify(work)
     wanted = [space for space in graph.spaces.values() if spaces is None or space.name in spaces]
     live = [s for s in wanted if s.consumers and any(v.kind != "frozen" for v in s.verdicts)]
     return _Lowering(graph, work).run(live)
@@ -154,7 +171,7 @@ class _Lowering:
         return found
 
     def _split_program(self, space: ChannelSpace, edges: Sequence[EdgeKey]) -> SplitProgram | str | None:
-        """Returns the program, None where the analysis allows no split, or why the runtime cannot learn any."""
+        """Returns the program, None where no split is legal, or why the runtime cannot learn any."""
         if not any(verdict.kind == "exact" for verdict in space.verdicts):
             return None
         producers = [self._producer(producer) for producer in space.producers]

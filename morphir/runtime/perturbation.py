@@ -1,4 +1,4 @@
-"""What a change of y does at the edges: u = (sigma(y + delta) + sigma(y - delta))/2 - sigma(y), and the way back.
+"""What a change of y does at the edges, u = (sigma(y + delta) + sigma(y - delta))/2 - sigma(y), and back.
 
 One method for each kind of region; a region that none knows better runs twice, or once on both signs stacked.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -23,11 +23,12 @@ class Perturbed:
     """One space's change on one batch.
 
     Attributes:
-        changes: u at each edge; None where nothing depends on the edge.
-        vjp: Gradients by both sigma(y + delta) and sigma(y - delta), the same for both, to the gradients by delta.
+        doubled: 2u at each edge; None where the loss does not depend on the edge.
+        vjp: Gradients by both sigma(y + delta) and sigma(y - delta), the same for both, to the gradients by
+            delta.
     """
 
-    changes: MaybeTensors
+    doubled: MaybeTensors
     vjp: Callable[[MaybeTensors], list[torch.Tensor]]
 
 
@@ -38,17 +39,19 @@ Perturb = Callable[[Region, Tensors, Tensors, Sequence[Any], MaybeTensors], Pert
 def _relu(
     region: Region, ys: Tensors, deltas: Tensors, externals: Sequence[Any], bases: MaybeTensors
 ) -> Perturbed:
-    """For a single ReLU, u = 1/2 max(|delta| - |y|, 0): half of delta's excess over the interval [-|y|, |y|]."""
+    """For a single ReLU, 2u = max(|delta| - |y|, 0): delta's excess over the interval [-|y|, |y|]."""
     del region, externals, bases
     (y,), (delta,) = ys, deltas
     bound = y.abs()
-    excess = delta - delta.clamp(-bound, bound)
+    excess = delta.clamp(-bound, bound)
+    torch.sub(delta, excess, out=excess)
+    doubled = torch.abs(excess, out=bound)
 
     def vjp(gradients: MaybeTensors) -> list[torch.Tensor]:
         (gradient,) = gradients
-        return [torch.zeros_like(delta) if gradient is None else gradient * excess.sign()]
+        return [torch.zeros_like(delta) if gradient is None else excess.sign_().mul_(gradient)]
 
-    return Perturbed([excess.abs().mul_(0.5)], vjp)
+    return Perturbed([doubled], vjp)
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,10 @@ class _Evaluation:
 
     def vjp(self, gradients: MaybeTensors) -> list[torch.Tensor]:
         pairs = [(out, g) for out, g in zip(self.outputs, gradients, strict=True) if g is not None]
-        found = torch.autograd.grad(
-            [o for o, _ in pairs], self.inputs, [g for _, g in pairs], allow_unused=True
-        )
-        return [torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, found, strict=True)]
+        outputs, wanted = [out for out, _ in pairs], [g for _, g in pairs]
+        found = torch.autograd.grad(outputs, self.inputs, wanted, allow_unused=True)
+        reached = cast("Sequence[torch.Tensor | None]", found)
+        return [torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, reached, strict=True)]
 
 
 def _stacked(region: Region, ys: Tensors, deltas: Tensors, bases: MaybeTensors) -> Perturbed:
@@ -81,7 +84,9 @@ def _stacked(region: Region, ys: Tensors, deltas: Tensors, bases: MaybeTensors) 
         found = both.vjp([None if g is None else torch.cat((g, g)) for g in gradients])
         return [plus - minus for plus, minus in (g.chunk(2) for g in found)]
 
-    return Perturbed([_change(plus, minus, a) for (plus, minus), a in zip(halves, bases, strict=True)], vjp)
+    return Perturbed(
+        [_doubled_change(plus, minus, a) for (plus, minus), a in zip(halves, bases, strict=True)], vjp
+    )
 
 
 def _both_signs(y: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
@@ -102,11 +107,13 @@ def _apart(
         return [p - m for p, m in zip(up.vjp(gradients), down.vjp(gradients), strict=True)]
 
     pairs = zip(up.outputs, down.outputs, bases, strict=True)
-    return Perturbed([_change(p.detach(), m.detach(), a) for p, m, a in pairs], vjp)
+    return Perturbed([_doubled_change(p.detach(), m.detach(), a) for p, m, a in pairs], vjp)
 
 
-def _change(plus: torch.Tensor, minus: torch.Tensor, base: torch.Tensor | None) -> torch.Tensor | None:
-    return None if base is None else (plus + minus).mul_(0.5).sub_(base)
+def _doubled_change(
+    plus: torch.Tensor, minus: torch.Tensor, base: torch.Tensor | None
+) -> torch.Tensor | None:
+    return None if base is None else (plus + minus).sub_(base, alpha=2)
 
 
 def _general(

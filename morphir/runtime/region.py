@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import fx, nn
-from torch.nn import functional
 
-from morphir.runtime.instrument import WorkingCopy
+from morphir.runtime.simplify import is_relu
+from morphir.runtime.working_copy import WorkingCopy
 
 RegionKind = Literal["relu", "general"]
-_RELU_FUNCTIONS: frozenset[Any] = frozenset({functional.relu, torch.relu, "relu"})
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _SIZED = frozenset({"view", "reshape", "expand", "unflatten", "broadcast_to"})
 
 
@@ -101,7 +100,7 @@ class _Walk:
 def _keeps_samples_apart(work: WorkingCopy, node: fx.Node) -> bool:
     """Whether the batch may grow: no literal batch size, no statistics over the batch."""
     leaf = work.leaf(node)
-    if isinstance(leaf, nn.modules.batchnorm._BatchNorm):
+    if isinstance(leaf, _NORMS):
         return leaf.running_mean is not None
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if name not in _SIZED:
@@ -113,10 +112,4 @@ def _keeps_samples_apart(work: WorkingCopy, node: fx.Node) -> bool:
 
 def _kind(work: WorkingCopy, nodes: Sequence[fx.Node], edges: Sequence[fx.Node]) -> RegionKind:
     calls = [node for node in nodes if node.op != "get_attr"]
-    if len(calls) != 1 or len(edges) != 1 or calls[0] is not edges[0]:
-        return "general"
-    (node,) = calls
-    is_relu = isinstance(work.leaf(node), nn.ReLU) or (
-        node.op != "call_module" and node.target in _RELU_FUNCTIONS
-    )
-    return "relu" if is_relu else "general"
+    return "relu" if len(edges) == 1 and calls == list(edges) and is_relu(work, calls[0]) else "general"

@@ -1,4 +1,5 @@
-"""The learner's q and theta gradient against computations that share nothing with it: an interpreter and autograd."""
+"""The learner's q and theta gradient against computations that share nothing with it: an interpreter and
+autograd."""
 
 from __future__ import annotations
 
@@ -13,8 +14,10 @@ from morphir.analysis.spaces import trace
 from morphir.ir.graph import Graph
 from morphir.morphisms.split import Split
 from morphir.runtime.curvature import CURVATURES, BatchLosses
-from morphir.runtime.estimate import edge_values, estimate_prunes, estimate_splits
+from morphir.runtime.estimate import SplitEstimate, edge_values, estimate_prunes, estimate_splits
 from morphir.runtime.learner import Learner, frozen
+from morphir.runtime.lowering import SpaceProgram
+from morphir.runtime.model_pass import Pass, run_backward, run_forward
 
 Tensors = dict[str, torch.Tensor]
 
@@ -58,7 +61,8 @@ class _Depthwise(nn.Module):
 
 
 class _Residual(nn.Module):
-    """A projected shortcut, an identity shortcut with a tensor that is read and passed on, squeeze and excite."""
+    """A projected shortcut, an identity shortcut with a tensor that is read and passed on, squeeze and
+    excite."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +135,8 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor]:
 def _changes(
     graph: Graph, space_name: str, theta: Tensors, images: torch.Tensor
 ) -> dict[tuple[str, str], torch.Tensor]:
-    """u of every edge, by forcing y +- delta at the producers and the clean value at every other mixing node."""
+    """u of every edge, by forcing y +- delta at the producers and the clean value at every other mixing
+    node."""
     space = graph.spaces[space_name]
     clean = {
         name: v.detach()
@@ -192,51 +197,57 @@ def _learnable(graph: Graph) -> list[str]:
     return [name for name, space in graph.spaces.items() if any(v.kind == "exact" for v in space.verdicts)]
 
 
+def _estimates(
+    learner: Learner, batch: tuple[torch.Tensor, torch.Tensor], curvature: str = "batch"
+) -> dict[str, tuple[torch.Tensor, SplitEstimate | None]]:
+    """Each space's q of the prunes, and its splits' estimate."""
+    found: dict[str, tuple[torch.Tensor, SplitEstimate | None]] = {}
+
+    def work(program: SpaceProgram, run: Pass) -> None:
+        edges, splits = edge_values(program, run), None
+        if program.split is not None:
+            thetas = {key: theta.value for key, theta in learner._thetas[program.name].items()}
+            splits = estimate_splits(program.split, thetas, edges, run, CURVATURES[curvature])
+        found[program.name] = (estimate_prunes(edges, run).q, splits)
+
+    with frozen(learner.graph), torch.no_grad():
+        forward = run_forward(learner.lowered, [batch[0]], batch[1], _loss, sample=False)
+        run_backward(forward, learner.lowered, batch[1], torch.Generator(), work)
+    return found
+
+
 @pytest.mark.parametrize("curvature", ["batch", "empirical-fisher", "sample"])
 def test_projection_and_theta_gradient_against_autograd(graph: Graph, curvature: str) -> None:
     images, labels = _batch()
     learner = Learner(graph, _loss, init_scale=0.5, seed=3)
     assert not learner.refused
-    assert {program.name for program in learner.lowered.spaces if program.split} == set(_learnable(graph))
-    with frozen(graph):
-        _, run = learner._run_model(images, labels)
-        for program in learner.lowered.spaces:
-            if program.split is None:
-                continue
-            thetas = {key: theta.value for key, theta in learner._thetas[program.name].items()}
-            with torch.no_grad():
-                estimate = estimate_splits(
-                    program.split, thetas, edge_values(program, run), run, CURVATURES[curvature]
-                )
-            own = {key: theta.detach().clone().requires_grad_() for key, theta in thetas.items()}
-            q, losses = _expected_q(graph, program.name, own, images, labels)
-            torch.testing.assert_close(estimate.projection.q, q.detach(), rtol=1e-9, atol=1e-12)
-            assert q.abs().max() > 1e-6
-            objective = (
-                CURVATURES[curvature].estimate(q, None, BatchLosses(losses.mean(), losses)).mean(0).sum()
-            )
-            expected = torch.autograd.grad(objective, list(own.values()))
-            for key, gradient in zip(own, expected, strict=True):
-                scale = float(gradient.abs().max())
-                torch.testing.assert_close(estimate.gradients[key], gradient, rtol=1e-9, atol=1e-9 * scale)
+    estimates = _estimates(learner, (images, labels), curvature)
+    assert {name for name, (_, splits) in estimates.items() if splits} == set(_learnable(graph))
+    for name, (_, splits) in estimates.items():
+        if splits is None:
+            continue
+        own = {k: theta.value.detach().clone().requires_grad_() for k, theta in learner._thetas[name].items()}
+        q, losses = _expected_q(graph, name, own, images, labels)
+        torch.testing.assert_close(splits.projection.q, q.detach(), rtol=1e-9, atol=1e-12)
+        assert q.abs().max() > 1e-6
+        objective = CURVATURES[curvature].estimate(q, None, BatchLosses(losses.mean(), losses)).mean(0).sum()
+        expected = torch.autograd.grad(objective, list(own.values()))
+        for key, gradient in zip(own, expected, strict=True):
+            scale = float(gradient.abs().max())
+            torch.testing.assert_close(splits.gradients[key], gradient, rtol=1e-9, atol=1e-9 * scale)
 
 
 def test_prunes_remove_the_channel(graph: Graph) -> None:
     images, labels = _batch()
-    learner = Learner(graph, _loss)
-    with frozen(graph):
-        _, run = learner._run_model(images, labels)
-        for program in learner.lowered.spaces:
-            space = graph.spaces[program.name]
-            gradients, _ = _edge_gradients(graph, program.name, images, labels)
-            clean = _Probe(graph, {}, {}).values(images)
-            expected = sum(
-                _sum_groups(-clean[c.tensor] * gradients[c.tensor, c.node], c.dim, c.groups, space.width)
-                for c in space.consumers
-            )
-            torch.testing.assert_close(
-                estimate_prunes(edge_values(program, run), run).q, expected, rtol=1e-9, atol=1e-12
-            )
+    for name, (q, _) in _estimates(Learner(graph, _loss), (images, labels)).items():
+        space = graph.spaces[name]
+        gradients, _ = _edge_gradients(graph, name, images, labels)
+        clean = _Probe(graph, {}, {}).values(images)
+        expected = sum(
+            _sum_groups(-clean[c.tensor] * gradients[c.tensor, c.node], c.dim, c.groups, space.width)
+            for c in space.consumers
+        )
+        torch.testing.assert_close(q, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_projection_is_the_papers_on_the_chain() -> None:
@@ -245,18 +256,10 @@ def test_projection_is_the_papers_on_the_chain() -> None:
     graph = trace(model, torch.zeros(2, 3, 8, 8, dtype=torch.float64))
     images, labels = _batch()
     learner = Learner(graph, _loss, init_scale=0.5)
-    program = next(program for program in learner.lowered.spaces if program.name == "conv1")
     theta = learner._thetas["conv1"]["conv1.weight"].value.detach()
-    with frozen(graph), torch.no_grad():
-        _, run = learner._run_model(images, labels)
-        assert program.split is not None
-        found = estimate_splits(
-            program.split,
-            {"conv1.weight": learner._thetas["conv1"]["conv1.weight"].value},
-            edge_values(program, run),
-            run,
-            CURVATURES["batch"],
-        ).projection.q
+    _, splits = _estimates(learner, (images, labels))["conv1"]
+    assert splits is not None
+    found = splits.projection.q
     z = model.conv2(functional.relu(model.bn1(model.conv1(images)))).detach().requires_grad_()
     rest = functional.max_pool2d(functional.relu(model.bn2(z)), 2)
     rest = functional.gelu(model.conv3(functional.pad(rest, (1, 1, 1, 1)))).flatten(1)

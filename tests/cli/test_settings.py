@@ -1,0 +1,43 @@
+"""``--preset``, ``--config`` and ``--set``: the later wins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from morphir.cli.settings import device_name, growth_config
+from morphir.errors import MorphirError
+from morphir.runtime.config import GrowthConfig
+
+
+def test_order(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"phases": 3, "lr": 0.2, "seed": 4}))
+    config = growth_config("demo", file, ["lr=0.3", "final=fine-tune"], seed=5)
+    assert config == GrowthConfig.preset("demo", phases=3, lr=0.3, final="fine-tune", seed=5)
+
+
+def test_values_are_json_where_they_can_be() -> None:
+    config = growth_config("demo", None, ["milestones=[1, 2]", "learn_steps=null", "amp=true"], seed=None)
+    assert (config.milestones, config.learn_steps, config.amp) == ((1, 2), None, True)
+
+
+def test_a_runs_configuration_is_a_file_of_options(finished_run: Path) -> None:
+    saved = json.loads((finished_run / "config.json").read_text())["config"]
+    assert growth_config("laptop", finished_run / "config.json", []) == GrowthConfig(**saved)
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(MorphirError, match="cannot read"):
+        growth_config("demo", tmp_path / "none.json", [])
+    file = tmp_path / "list.json"
+    file.write_text("[1]")
+    with pytest.raises(MorphirError, match="holds no JSON object"):
+        growth_config("demo", file, [])
+
+
+def test_auto_is_a_device_that_is_there() -> None:
+    assert device_name("auto") in {"cuda", "mps", "cpu"}
+    assert device_name("cuda:1") == "cuda:1"

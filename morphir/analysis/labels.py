@@ -142,12 +142,13 @@ def normalise(layer: Layer, *, copied: bool) -> Layer:
     """
     strides = list(layer.stride())
     for dim, extent in enumerate(layer.shape):
-        constant = (
-            extent > 1
-            and strides[dim] != 0
-            and bool((compact_along(layer, dim) == layer.narrow(dim, 0, 1)).all())
-        )
-        if constant or (extent == 1 and copied):
+        if extent > 1 and strides[dim] and bool((compact_along(layer, dim) == layer.narrow(dim, 0, 1)).all()):
+            strides[dim] = 0
+    single = [dim for dim, extent in enumerate(layer.shape) if extent == 1 and strides[dim]]
+    varies = any(stride for stride, extent in zip(strides, layer.shape, strict=True) if extent > 1)
+    # Views give dimensions of extent 1 arbitrary strides; only a lone channel can lie along one of them.
+    if varies or copied or len(single) > 1:
+        for dim in single:
             strides[dim] = 0
     return layer.as_strided(layer.shape, strides, layer.storage_offset())
 

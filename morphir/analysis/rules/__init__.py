@@ -45,7 +45,9 @@ def result_origin(operation: Operation) -> Origin:
     origins = {operation.origin_of(tensor) for tensor in operation.tensor_inputs}
     if not origins or "activation" in origins:
         return "activation"
-    unchanged = RULES.get(operation.name) in {movement.move} or operation.name in pointwise.COPIES
+    unchanged = (
+        RULES.get(operation.name) in {movement.move, movement.unsqueeze} or operation.name in pointwise.COPIES
+    )
     return "parameter" if origins == {"parameter"} and unchanged else "computed"
 
 

@@ -14,9 +14,7 @@ from morphir.analysis.rules.operation import Operation, Outcome, rule
 _ON_LABELS: dict[str, Any] = {"view": torch.reshape, "_unsafe_view": torch.reshape, "reshape": torch.reshape}
 
 
-@rule(
-    "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "unsqueeze", "slice", "select"
-)
+@rule("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "slice", "select")
 @rule("split", "split_with_sizes", "unbind", "chunk", "flip", "roll", "narrow", "repeat", "pixel_shuffle")
 @rule("pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold", "diagonal", "movedim")
 def move(op: Operation, facts: Facts) -> Outcome:
@@ -37,6 +35,20 @@ def _moved_outputs(op: Operation, layer: Layer) -> list[Layer]:
     results = pytree.tree_leaves(function(layer, *arguments, **op.kwargs))
     here = layer.untyped_storage().data_ptr()
     return [normalise(result, copied=result.untyped_storage().data_ptr() != here) for result in results]
+
+
+@rule("unsqueeze")
+def unsqueeze(op: Operation, facts: Facts) -> Outcome:
+    """Nothing varies along the new dimension, whatever stride a view would give it."""
+    del facts
+    shape = tuple(op.result.shape)
+    added = int(op.args[1]) % len(shape)
+
+    def laid(layer: Layer) -> Layer:
+        strides = [*layer.stride()[:added], 0, *layer.stride()[added:]]
+        return layer.as_strided(shape, strides, layer.storage_offset())
+
+    return Outcome([(op.result, tuple(map(laid, op.layers_of(op.args[0]))))])
 
 
 @rule("cat")

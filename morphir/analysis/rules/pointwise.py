@@ -66,7 +66,7 @@ def unify(operands: Sequence[Operand], shape: tuple[int, ...], facts: Facts, nod
             else:
                 placed.append((index, layer.expand(shape)))
     for index, layer in placed:
-        _freeze_where_unlabelled(index, layer, operands, shape, facts, node)
+        _freeze_where_unlabelled(index, layer, placed, operands, shape, facts, node)
     result: list[Layer] = []
     for _, layer in placed:
         twin = next((other for other in result if set(label_dims(other)) & set(label_dims(layer))), None)
@@ -87,15 +87,21 @@ def _freeze_broadcast(layer: Layer, facts: Facts, node: str) -> None:
 
 
 def _freeze_where_unlabelled(
-    index: int, layer: Layer, operands: Sequence[Operand], shape: tuple[int, ...], facts: Facts, node: str
+    index: int,
+    layer: Layer,
+    placed: Sequence[tuple[int, Layer]],
+    operands: Sequence[Operand],
+    shape: tuple[int, ...],
+    facts: Facts,
+    node: str,
 ) -> None:
     """Freezes a layer that meets, position by position, a value whose positions are no channels."""
-    for other, (own, layers) in enumerate(operands):
+    for other, (own, _) in enumerate(operands):
         lead = len(shape) - len(own)
         if other == index:
             continue
         for dim in label_dims(layer):
-            labelled = any(dim - lead in label_dims(own_layer) for own_layer in layers)
+            labelled = any(where == other and dim in label_dims(theirs) for where, theirs in placed)
             if dim >= lead and own[dim - lead] > 1 and not labelled:
                 facts.restrict(
                     (layer,),

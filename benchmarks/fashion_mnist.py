@@ -1,0 +1,171 @@
+"""Does growing pay? A grown VGG-19 against its seed and against a uniformly widened one, on Fashion-MNIST.
+
+    python benchmarks/fashion_mnist.py --data-dir data --seeds 0 1 2 --budget final total
+
+For each seed: ``grown`` is VGG-19 with 16 channels a layer, grown by the preset, its architecture retrained
+from new weights. ``seed`` is the network that it grew from, ``wide`` the narrowest uniform VGG-19 with at
+least as many parameters as the grown one. Both are trained by the very same code: the final training of a
+run without growth phases, so optimizer, schedule and augmentation are the same. A budget says for how many
+epochs: ``final``, as many as the grown architecture's retraining; ``total``, as many as the whole grown
+run, where an epoch of morphism learning counts as one of training.
+
+A stopped run continues where it was: each (seed, arm) has a run directory and is resumed or, when finished,
+skipped. Writes ``results.json`` and ``results.md`` after every arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+
+import morphir
+from morphir.data import eval_loader, load, train_loader
+from morphir.data.dataset import Dataset
+from morphir.seeds import VGG19
+from morphir.seeds.layers import initialise
+
+SEED_WIDTH = 16
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    dataset = load(options.data, options.data_dir, limit=options.limit)
+    settings = dict(pair.split("=", 1) for pair in options.set)
+    config = morphir.GrowthConfig.preset(
+        options.preset, device=options.device, **{key: json.loads(value) for key, value in settings.items()}
+    )
+    rows = []
+    for seed in options.seeds:
+        for row in run_seed(dataset, config, seed, options):
+            rows.append(row)
+            write(options.out, rows, options)
+            print(json.dumps(row), flush=True)
+    print((options.out / "results.md").read_text())
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--budget", choices=["final", "total"], nargs="+", default=["final"])
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--out", type=Path, default=Path("runs/fashion-mnist"))
+    parser.add_argument("--limit", type=int, help="use the first so many training images only")
+    parser.add_argument("--preset", default="laptop")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--width", type=int, default=SEED_WIDTH)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int)
+    return parser.parse_args(arguments)
+
+
+def run_seed(dataset: Dataset, config: morphir.GrowthConfig, seed: int, options: argparse.Namespace):
+    """Yields one row per arm."""
+    config = config.model_copy(update={"seed": seed})
+    folder = options.out / f"seed-{seed}"
+    grown = run(dataset, options.width, config, folder / "grown")
+    yield {"seed": seed, "arm": "grown", "width": options.width, **grown}
+    wide = matching_width(dataset, grown["parameters"], options.width)
+    epochs = {"final": config.final_epochs, "total": total_epochs(config)}
+    for budget in options.budget:
+        for arm, width in (("seed", options.width), ("wide", wide)):
+            plain = config.model_copy(
+                update={"phases": 0, "final": "retrain", "final_epochs": epochs[budget]}
+            )
+            name = f"{arm}-{budget}"
+            yield {"seed": seed, "arm": name, "width": width, **run(dataset, width, plain, folder / name)}
+
+
+def total_epochs(config: morphir.GrowthConfig) -> int:
+    return config.phases * (config.train_epochs + config.learn_epochs) + config.final_epochs
+
+
+def run(dataset: Dataset, width: int, config: morphir.GrowthConfig, out: Path) -> dict:
+    """Trains or grows one network, going on where an earlier call was stopped; returns what it came to."""
+    finished = out / "result.json"
+    if finished.exists():
+        return json.loads(finished.read_text())
+    resume = (out / "config.json").exists()
+    if out.exists() and not resume:
+        shutil.rmtree(out)
+    torch.manual_seed(config.seed)
+    result = morphir.grow(
+        trace(dataset, width),
+        train_loader(dataset, config.batch_size, seed=config.seed, device=config.device),
+        partial(cross_entropy, reduction="none"),
+        config=config,
+        eval_data=eval_loader(dataset, device=config.device),
+        out=out,
+        resume=resume,
+        initialise=initialise,
+    )
+    cost = morphir.cost(result.graph)
+    row = {
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "error": result.evaluation.error,
+        "epochs": total_epochs(config),
+        "seconds": round(sum(phase.seconds for phase in result.phases), 1),
+        "widths": {name: space.width for name, space in result.graph.spaces.items()},
+    }
+    finished.write_text(json.dumps(row))
+    return row
+
+
+def trace(dataset: Dataset, width: int) -> morphir.Graph:
+    model = VGG19(
+        width=width, in_channels=dataset.channels, classes=dataset.classes, image_size=dataset.image_size
+    )
+    return morphir.trace(model, torch.zeros(4, dataset.channels, dataset.image_size, dataset.image_size))
+
+
+def matching_width(dataset: Dataset, parameters: int, width: int) -> int:
+    """Returns the smallest uniform width, not below the seed's, with at least so many parameters."""
+    while morphir.cost(trace(dataset, width)).parameters < parameters:
+        width += 1
+    return width
+
+
+def write(out: Path, rows: list[dict], options: argparse.Namespace) -> None:
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    (out / "results.json").write_text(json.dumps({"options": given, "rows": rows}, indent=1) + "\n")
+    (out / "results.md").write_text(table(rows))
+
+
+def table(rows: list[dict]) -> str:
+    """Returns a markdown table, one line per arm: means over the seeds, errors with each seed's."""
+    by_arm: dict[str, list[dict]] = defaultdict(list)
+    for row in rows:
+        by_arm[row["arm"]].append(row)
+    lines = [
+        "| network | width | epochs | parameters | MACs | test error | by seed | seconds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
+    ]
+    for arm, found in by_arm.items():
+        mean = {key: statistics.mean(row[key] for row in found) for key in _NUMBERS}
+        widths = sorted({row["width"] for row in found})
+        each = ", ".join(f"{row['error']:.2%}" for row in found)
+        lines.append(
+            f"| {arm} | {'-'.join(map(str, (widths[0], *widths[1:][-1:])))} | {mean['epochs']:.0f} "
+            f"| {mean['parameters']:,.0f} | {mean['macs']:,.0f} | {mean['error']:.2%} | {each} "
+            f"| {mean['seconds']:,.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+_NUMBERS = ("epochs", "parameters", "macs", "error", "seconds")
+
+if __name__ == "__main__":
+    main()

@@ -101,7 +101,6 @@ class Graph(fx.GraphModule):
     ) -> None:
         super().__init__(root, graph, class_name="Graph")
         _adopt_unused_state(self, root)
-        _keep_constants_out(self, root)
         _keep_persistence(self, root)
         self.inputs = inputs
         self.module_types = MappingProxyType(dict(module_types))
@@ -170,7 +169,7 @@ class Graph(fx.GraphModule):
 
 def _adopt_unused_state(graph: Graph, root: nn.Module) -> None:
     """Registers what the traced program never reads, so that the ``state_dict`` keys stay the model's own."""
-    for path, module in root.named_modules(remove_duplicate=False):
+    for path, module in submodules(root, every_name=True):
         owned = own_state(module)
         if path and owned and not _has_module(graph, path):
             graph.add_submodule(path, module)
@@ -194,14 +193,6 @@ def _keep_persistence(graph: Graph, root: nn.Module) -> None:
             owned = source is not None and name in dict(source.named_buffers(recurse=False))
             if source is None or not owned or not is_persistent(source, name):
                 make_temporary(module, name)
-
-
-def _keep_constants_out(graph: Graph, root: nn.Module) -> None:
-    """Tensors that the tracer found in the program are no state of the model: they move with it, and no more."""
-    known = dict(root.named_buffers())
-    for name, tensor in list(graph.named_buffers(recurse=False)):
-        if name not in known:
-            graph.register_buffer(name, tensor, persistent=False)
 
 
 def _has_module(graph: nn.Module, path: str) -> bool:

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 
-def submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Returns every module once with its path; ``""`` is ``module`` itself."""
-    return list(cast("Iterator[tuple[str, nn.Module]]", module.named_modules()))
+def submodules(module: nn.Module, *, every_name: bool = False) -> list[tuple[str, nn.Module]]:
+    """Returns every module with its path, once or under every name; ``""`` is ``module`` itself."""
+    return list(
+        cast("Iterator[tuple[str, nn.Module]]", module.named_modules(remove_duplicate=not every_name))
+    )
 
 
 def named_state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -69,7 +69,16 @@ class GrowthConfig(BaseModel):
     max_parameters: int | None = Field(None, ge=1, description="no phase grows past this many parameters")
     max_macs: int | None = Field(None, ge=1, description="no phase grows past this many multiply-accumulates")
     min_width: int = Field(1, ge=1, description="prunes leave at least this many groups of a space")
-    batch_norm_batches: int = Field(4, ge=1, description="batches for the batch statistics of split channels")
+    theta_factors: tuple[float, ...] = Field(
+        (1.0, 0.7, 0.5, 0.35, 0.25),
+        min_length=1,
+        description="factors on theta that a whole selection is tried with; one alone is taken as it is",
+    )
+    trial_batches: int = Field(8, ge=1, description="training batches to try the factors on")
+    recalibration_batches: int = Field(
+        50, ge=0, description="batches for exact running statistics before morphisms are learned; 0 for none"
+    )
+    batch_norm_batches: int = Field(8, ge=1, description="batches for the batch statistics of split channels")
 
     final: Final = Field("retrain", description="retrain (from new weights), fine-tune, or none")
     final_epochs: int = Field(8, ge=0, description="epochs of the final training")
@@ -113,7 +122,16 @@ class GrowthConfig(BaseModel):
         """
         if name not in PRESETS:
             raise MorphirError(f"there is no preset {name!r}", hint=_suggestion(name, PRESETS))
-        return GrowthConfig(**{**PRESETS[name], **overrides})
+        return GrowthConfig.of({**PRESETS[name], **overrides})
+
+    @staticmethod
+    def of(options: Mapping[str, Any]) -> GrowthConfig:
+        """Returns the configuration with these options, and the defaults for the rest.
+
+        Raises:
+            MorphirError: for an unknown option, or a value out of range.
+        """
+        return GrowthConfig.model_validate(dict(options))
 
     def differences(self, other: GrowthConfig) -> dict[str, tuple[Any, Any]]:
         """Returns this and the other value of each option that differs and matters for a run's results."""
@@ -144,6 +162,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "lr_schedule": "steps",
         "milestones": (300, 450),
         "lambda_parameters": 3e-7,
+        "theta_factors": (1.0,),
+        "recalibration_batches": 0,
         "final_epochs": 600,
         "final_lr_schedule": "steps",
     },
@@ -162,16 +182,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "demo": {
         "phases": 4,
-        "train_epochs": 3,
-        "learn_epochs": 2,
+        "train_epochs": 8,
+        "learn_epochs": 3,
         "batch_size": 64,
         "lr": 0.05,
         "lr_schedule": "constant",
         "ema": 0.1,
         "lambda_parameters": 1e-6,
-        "final_epochs": 12,
-        "final_lr": 0.1,
-        "seed": 0,
+        "final": "fine-tune",
+        "final_epochs": 15,
     },
 }
 

@@ -15,12 +15,15 @@ from morphir.runtime.events import (
     EpochEnded,
     EpochRecord,
     EpochStarted,
+    GraphRewritten,
     PhaseEnded,
     PhaseRecord,
     PhaseStarted,
     Reinitialised,
     StepsDone,
 )
+from morphir.runtime.line_search import best
+from morphir.runtime.recalibration import recalibrate
 from morphir.runtime.reinitialise import reinitialise
 from morphir.runtime.rewriting import rewrite_graph, widths
 from morphir.runtime.run_state import Job, RunState, count_steps, new_learner, save_state
@@ -74,6 +77,7 @@ def _open_stage(job: Job, state: RunState, slot: Slot) -> None:
     if first or slot.stage == "final":
         job.emit(PhaseStarted(slot.phase, "final" if slot.stage == "final" else "grow"))
     if slot.stage == "learn":
+        recalibrate(job.graph, job.train_data, job.placement, job.config.recalibration_batches)
         state.learner = new_learner(job, slot)
     if slot.stage == "final" and job.config.final == "retrain":
         _start_anew(job, state.optimizer)
@@ -140,11 +144,11 @@ _STAGES: dict[str, Callable[[Job, RunState, Slot], EpochRecord]] = {
 def _close_epoch(job: Job, state: RunState, slot: Slot, start: float) -> None:
     """After a phase's last epoch: the rewrite, and the phase's record."""
     size = _Size.of(job.graph)
-    splits, prunes = _rewrite(job, state, slot) if slot.stage == "learn" and slot.closes else (0, 0)
+    event = _rewrite(job, state, slot) if slot.stage == "learn" and slot.closes else None
     state.seconds += time.perf_counter() - start
     if slot.stage == "train" or not slot.closes:
         return
-    record = _phase_record(job, state, slot, size, splits, prunes)
+    record = _phase_record(job, state, slot, size, event)
     state.phases.append(record)
     state.seconds, state.train_loss, state.test_error = 0.0, None, None
     if state.metrics is not None:
@@ -156,8 +160,8 @@ def _close_epoch(job: Job, state: RunState, slot: Slot, start: float) -> None:
     job.emit(PhaseEnded(job.graph, record))
 
 
-def _rewrite(job: Job, state: RunState, slot: Slot) -> tuple[int, int]:
-    """Applies what the learner found; returns the numbers of splits and of prunes."""
+def _rewrite(job: Job, state: RunState, slot: Slot) -> GraphRewritten:
+    """Applies what the learner found."""
     assert state.learner is not None
     event = rewrite_graph(job, state.learner.scores(), state.optimizer, slot.phase)
     state.learner = None
@@ -166,11 +170,11 @@ def _rewrite(job: Job, state: RunState, slot: Slot) -> tuple[int, int]:
         job.directory.write_rewrites(job.graph)
         job.directory.write_remarks(event.remarks, slot.phase)
     job.emit(event)
-    return event.selection.count("split"), event.selection.count("prune")
+    return event
 
 
 def _phase_record(
-    job: Job, state: RunState, slot: Slot, size: _Size, splits: int, prunes: int
+    job: Job, state: RunState, slot: Slot, size: _Size, event: GraphRewritten | None
 ) -> PhaseRecord:
     after = _Size.of(job.graph)
     return PhaseRecord(
@@ -180,8 +184,9 @@ def _phase_record(
         macs=size.cost.macs,
         train_loss=state.train_loss,
         test_error=state.test_error,
-        splits=splits,
-        prunes=prunes,
+        splits=0 if event is None else event.selection.count("split"),
+        prunes=0 if event is None else event.selection.count("prune"),
+        theta_factor=best(event.trials) if event is not None and event.trials else None,
         seconds=state.seconds,
         widths=size.widths,
         next_parameters=after.cost.parameters,

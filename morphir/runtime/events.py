@@ -20,6 +20,7 @@ from typing import Any
 from morphir.ir.graph import Graph
 from morphir.ir.remarks import Remark
 from morphir.runtime.config import GrowthConfig
+from morphir.runtime.line_search import Trial
 from morphir.runtime.schedule import Slot, Stage
 from morphir.runtime.selection import Selection
 from passes.transform import TransformResult
@@ -69,6 +70,7 @@ class PhaseRecord:
         test_error: Its share of wrong classes at the end; None without evaluation data.
         splits: Number of splits applied at the phase's end.
         prunes: Number of prunes applied at the phase's end.
+        theta_factor: Factor on the applied thetas; None where none was applied.
         seconds: Wall time of the phase.
         widths: Space name to number of groups, of the network that was trained.
         next_parameters: Number of parameters after the rewrite.
@@ -84,6 +86,7 @@ class PhaseRecord:
     test_error: float | None
     splits: int
     prunes: int
+    theta_factor: float | None
     seconds: float
     widths: Mapping[str, int]
     next_parameters: int
@@ -140,12 +143,16 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class GraphRewritten:
-    """The morphisms of a phase were applied to ``graph``; ``result`` is None where none paid."""
+    """The morphisms of a phase were applied to ``graph``; ``result`` is None where none paid.
+
+    Theta was scaled by the factor of the best of ``trials``.
+    """
 
     graph: Graph
     phase: int
     selection: Selection
     result: TransformResult | None
+    trials: tuple[Trial, ...]
     remarks: tuple[Remark, ...]
 
 

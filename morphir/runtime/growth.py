@@ -87,7 +87,7 @@ def grow(
             last checkpoint
             stays.
     """
-    config = config or GrowthConfig()
+    config = config or GrowthConfig.of({})
     device = resolve_device(config.device, graph.device)
     placement = Placement(device, config.amp, config.channels_last)
     with ProgressReporter(quiet=True) if quiet else ProgressReporter() as progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ def seed_everything(seed: int) -> None:
     """Seeds Python, NumPy and torch on every device."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
 
 
 def random_state(*data: object) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def random_state(*data: object) -> dict[str, Any]:
         "python": (version, torch.tensor(numbers, dtype=torch.int64), gauss),
         "numpy": (
             str(kind),
-            torch.from_numpy(np.asarray(keys, np.int64)),
+            torch.tensor(np.asarray(keys).tolist(), dtype=torch.int64),
             int(position),
             int(has_gauss),
             float(cached),
@@ -65,7 +65,7 @@ def _generators(data: tuple[object, ...]) -> list[torch.Generator]:
 
 
 @contextmanager
-def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+def deterministic_algorithms(enabled: bool) -> Generator[None]:
     """Inside, torch uses deterministic algorithms alone, or raises where it has none."""
     before = torch.are_deterministic_algorithms_enabled()
     if enabled:

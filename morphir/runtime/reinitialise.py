@@ -26,8 +26,8 @@ def reinitialise(
         A remark for each tensor that keeps its values, because its module does not know how to make new ones.
     """
     kept: list[Remark] = []
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         for path, module in submodules(model):
             reset: Callable[[], object] | None = getattr(module, "reset_parameters", None)
             if reset is not None:

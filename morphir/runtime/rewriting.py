@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
@@ -15,11 +16,13 @@ from morphir.morphisms.base import Morphism
 from morphir.morphisms.plan import copies_of, index_maps
 from morphir.runtime.events import GraphRewritten
 from morphir.runtime.learner import Score
+from morphir.runtime.line_search import Trial, best, scaled, search
 from morphir.runtime.run_state import Job
 from morphir.runtime.selection import SelectionRules, select
+from morphir.runtime.training import evaluate
 from passes.batch_norm import ReexpressBatchNorm
 from passes.manager import PassManager
-from passes.transform import TransformResult, transform
+from passes.transform import transform
 
 
 def rewrite_graph(
@@ -34,12 +37,25 @@ def rewrite_graph(
         used=_resources(cost(graph)),
         measure=lambda morphisms: _resources(cost(graph) + _delta(graph, morphisms)),
     )
-    result: TransformResult | None = None
-    remarks: tuple[Remark, ...] = ()
-    if selection.taken:
-        result = transform(graph, selection.morphisms, optimizer)
-        remarks = result.remarks + _reexpress(job, result.index_maps, optimizer)
-    return GraphRewritten(graph, phase, selection, result, (*remarks, *selection.remarks))
+    if not selection.taken:
+        return GraphRewritten(graph, phase, selection, None, (), selection.remarks)
+    trials = _try_factors(job, selection.morphisms)
+    result = transform(graph, scaled(selection.morphisms, best(trials)), optimizer)
+    remarks = result.remarks + _reexpress(job, result.index_maps, optimizer)
+    return GraphRewritten(graph, phase, selection, result, trials, (*remarks, *selection.remarks))
+
+
+def _try_factors(job: Job, morphisms: Sequence[Morphism]) -> tuple[Trial, ...]:
+    """Tries the configured factors on a few training batches; a single one needs no trial."""
+    factors = job.config.theta_factors
+    if len(factors) == 1 or all(morphism.kind != "split" for morphism in morphisms):
+        return (Trial(factors[0], math.nan),)
+    batches = list(islice(job.train_data, job.config.trial_batches))
+
+    def loss_of(graph: Graph) -> float:
+        return evaluate(graph, batches, job.loss, job.placement).loss
+
+    return search(job.graph, morphisms, factors, loss_of)
 
 
 def widths(graph: Graph) -> dict[str, int]:

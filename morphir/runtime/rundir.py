@@ -58,7 +58,7 @@ class RunDirectory:
                 f"there is no run to resume in {self.path}", hint="leave resume out to start one"
             )
         saved = read_json(self.config)
-        differences = GrowthConfig(**saved["config"]).differences(config)
+        differences = GrowthConfig.of(saved["config"]).differences(config)
         if differences:
             listed = ", ".join(f"{k}: {was!r} then, {now!r} now" for k, (was, now) in differences.items())
             raise MorphirError(
@@ -99,7 +99,7 @@ def read_config(path: Path) -> GrowthConfig:
         MorphirError: if there is none.
     """
     saved: Mapping[str, Any] = read_json(path / "config.json")
-    return GrowthConfig(**saved["config"])
+    return GrowthConfig.of(saved["config"])
 
 
 def fingerprint(graph: Graph) -> str:

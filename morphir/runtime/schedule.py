@@ -49,11 +49,14 @@ def plan(config: GrowthConfig) -> tuple[Slot, ...]:
     """Returns every epoch of a run, in order."""
     stages: list[tuple[Stage, int, int]] = []
     for phase in range(1, config.phases + 1):
-        stages += [("train", phase, config.train_epochs), ("learn", phase, config.learn_epochs)]
+        stages.append(("train", phase, config.train_epochs))
+        stages.append(("learn", phase, config.learn_epochs))
     if config.final != "none":
         stages.append(("final", config.phases + 1, config.final_epochs))
-    epochs = [(stage, phase, epoch, count) for stage, phase, count in stages for epoch in range(count)]
-    return tuple(Slot(index, *rest) for index, rest in enumerate(epochs))
+    slots: list[Slot] = []
+    for stage, phase, epochs in stages:
+        slots += [Slot(len(slots) + epoch, stage, phase, epoch, epochs) for epoch in range(epochs)]
+    return tuple(slots)
 
 
 def learning_rate(config: GrowthConfig, slot: Slot, fraction: float, base: float | None = None) -> float:

@@ -188,10 +188,10 @@ def _within_budgets(
 ) -> list[_Candidate]:
     """What frees resources first, then by gain per cost: the longest start of this order that fits."""
     order = sorted(taken, key=lambda candidate: -_gain_per_cost(candidate, budgets))
-    total = measure or (lambda morphisms: _summed(order[: len(morphisms)], used))
 
     def fits(count: int) -> bool:
-        after = total([candidate.score.morphism for candidate in order[:count]])
+        start = order[:count]
+        after = measure([c.score.morphism for c in start]) if measure else _summed(start, used)
         return all(after[name] <= budget for name, budget in budgets.items())
 
     free = sum(not _cost(candidate, budgets) for candidate in order)

@@ -7,8 +7,7 @@ the step named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +16,7 @@ from torch import nn, optim
 from torch.utils import _pytree as pytree
 
 from morphir.errors import MorphirError
+from morphir.ir.state import evaluation_mode
 
 Loss = Callable[[Any, Any], torch.Tensor]
 Batches = Iterable[tuple[Any, Any]]
@@ -121,7 +121,7 @@ class LossMeter:
         return self._total / max(self._samples, 1)
 
     def _read(self) -> None:
-        values = torch.stack(self._pending).double().tolist() if self._on_cpu() else _to_host(self._pending)
+        values = _to_host(self._pending)
         first = self.steps - len(values) + 1
         for offset, (value, size) in enumerate(zip(values, self._sizes, strict=True)):
             if not -float("inf") < value < float("inf"):
@@ -136,12 +136,10 @@ class LossMeter:
         if self._on_check is not None:
             self._on_check(self.steps, values[-1])
 
-    def _on_cpu(self) -> bool:
-        return self._pending[0].device.type == "cpu"
-
 
 def _to_host(losses: list[torch.Tensor]) -> list[float]:
-    return cast("list[float]", torch.stack(losses).float().cpu().tolist())
+    stacked: Any = torch.stack(losses).float().cpu()
+    return stacked.tolist()
 
 
 def batch_samples(inputs: Any) -> int:
@@ -181,7 +179,7 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         with placement.autocast():
             value = mean_loss(loss, call(model, inputs), targets)
-        value.backward()
+        value.backward()  # pyright: ignore[reportUnknownMemberType]
         optimizer.step()
         meter.add(value, batch_samples(inputs))
 
@@ -207,7 +205,7 @@ def evaluate(model: nn.Module, batches: Batches, loss: Loss, placement: Placemen
     losses: list[torch.Tensor] = []
     wrong: list[torch.Tensor] = []
     sizes: list[int] = []
-    with _evaluating(model):
+    with evaluation_mode(model):
         for batch_inputs, batch_targets in batches:
             inputs, targets = placement.move(batch_inputs), placement.move(batch_targets)
             with placement.autocast():
@@ -234,13 +232,3 @@ def are_classes(outputs: Any, targets: Any) -> bool:
         and not targets.is_floating_point()
         and not targets.is_complex()
     )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from morphir.errors import MorphirError
+from morphir.ir.state import evaluation_mode
 from morphir.runtime.training import Batches, Loss, Placement, are_classes, batch_samples, call
 
 
@@ -61,15 +62,10 @@ def check_data(model: nn.Module, data: Batches, loss: Loss, placement: Placement
         MorphirError: if the data is empty, can be read only once, or does not fit model or loss.
     """
     inputs, targets = placement.move(_first_batch(data, name))
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), placement.autocast():
-            outputs = _forward(model, inputs, name)
-            _check_classes(outputs, targets, name)
-            _check_loss(_value(loss, outputs, targets, name), batch_samples(inputs))
-    finally:
-        model.train(training)
+    with evaluation_mode(model), torch.no_grad(), placement.autocast():
+        outputs = _forward(model, inputs, name)
+        _check_classes(outputs, targets, name)
+        _check_loss(_value(loss, outputs, targets, name), batch_samples(inputs))
 
 
 def _first_batch(data: Batches, name: str) -> tuple[Any, Any]:
@@ -78,12 +74,14 @@ def _first_batch(data: Batches, name: str) -> tuple[Any, Any]:
             f"the {name} can be read only once",
             hint="give a list of batches, or a data loader, not an iterator",
         )
-    batch: object = next(iter(data), None)
+    batch: Any = next(iter(data), None)
     if batch is None:
         raise MorphirError(f"the {name} is empty", hint="it has to yield pairs of inputs and targets")
-    if not isinstance(batch, tuple | list) or len(cast("tuple[Any, ...]", batch)) != 2:
-        raise MorphirError(f"the {name} yields {type(batch).__name__}s, not pairs of inputs and targets")
-    return cast("tuple[Any, Any]", tuple(cast("tuple[Any, ...]", batch)))
+    kind = type(batch).__name__
+    pair = cast("tuple[Any, ...]", batch) if isinstance(batch, (tuple, list)) else ()
+    if len(pair) != 2:
+        raise MorphirError(f"the {name} yields {kind}s, not pairs of inputs and targets")
+    return pair[0], pair[1]
 
 
 def _forward(model: nn.Module, inputs: Any, name: str) -> Any:

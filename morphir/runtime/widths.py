@@ -34,7 +34,7 @@ def plot_widths(widths: Sequence[Mapping[str, int]], labels: Sequence[str]) -> b
     cast(Any, figure).supxlabel("channel space, in program order", fontsize=9)
     cast(Any, figure).supylabel("channel groups", fontsize=9)
     buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "morphir"}):
+    with cast(Any, mpl).rc_context({"svg.hashsalt": "morphir"}):
         cast(Any, figure).savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 

@@ -446,9 +446,14 @@ def test_a_network_never_grows_past_its_budget() -> None:
 def test_splits_keep_the_function_and_the_batch_statistics() -> None:
     """The graph computes the same right after a phase whose only morphisms are splits with theta near 0."""
     config = CONFIG.model_copy(
-        update={"phases": 1, "theta_lr": 1e-12, "theta_scale": 1e-9, "prunes": False, "final": "none"}
+        update={
+            "phases": 1,
+            "theta_factors": (1e-9,),
+            "prunes": False,
+            "final": "none",
+            "lambda_parameters": 0.0,
+        }
     )
-    config = config.model_copy(update={"lambda_parameters": 0.0, "best_fraction": 1.0})
     images, _ = dataset().tensors
     before: list[torch.Tensor] = []
 

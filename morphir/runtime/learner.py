@@ -114,7 +114,8 @@ class Learner:
         self._adam = (
             torch.optim.Adam(leaves, lr=lr, fused=graph.device.type in _FUSED_ADAM) if leaves else None
         )
-        self._generator = torch.Generator(graph.device).manual_seed(seed + 1)
+        draws = torch.Generator(graph.device).manual_seed(seed + 1) if self._samples_labels else None
+        self._generator = draws
         width = sum(space.width * (1 + (space.split is not None)) for space in self.lowered.spaces)
         dtype = torch.float64 if any(leaf.dtype == torch.float64 for leaf in leaves) else torch.float32
         self._average = torch.zeros(width, dtype=dtype, device=graph.device)
@@ -190,7 +191,8 @@ class Learner:
         """Returns all that a bit-identical continuation needs: tensors and plain numbers under flat names."""
         state: dict[str, torch.Tensor | float] = {"steps": self._steps, "weight": self._weight}
         state |= {"average": self._average.clone(), "bad_step": self._bad_step.clone()}
-        state["generator"] = self._generator.get_state()
+        if self._generator is not None:
+            state["generator"] = self._generator.get_state()
         for theta in self._all_thetas():
             key = f"{theta.space}/{theta.parameter}"
             state[f"theta/{key}"] = theta.value.detach().clone()
@@ -208,7 +210,8 @@ class Learner:
         self._steps, self._weight = int(state["steps"]), float(state["weight"])
         self._average.copy_(_tensor(state, "average"))
         self._bad_step.copy_(_tensor(state, "bad_step"))
-        self._generator.set_state(_tensor(state, "generator").cpu())
+        if self._generator is not None and "generator" in state:
+            self._generator.set_state(_tensor(state, "generator").cpu())
         for theta in self._all_thetas():
             key = f"{theta.space}/{theta.parameter}"
             with torch.no_grad():

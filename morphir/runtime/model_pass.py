@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -85,7 +86,7 @@ def run_backward(
     forward: Forward,
     lowered: Lowered,
     targets: Any,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     work: Callable[[SpaceProgram, Pass], None],
 ) -> None:
     """Computes the taps' gradients, and calls ``work`` for each space as soon as its own are there.
@@ -189,8 +190,10 @@ def _stream(
         torch.autograd.backward(output, gradient, inputs=leaves)
 
 
-def _ambient_autocast(device: torch.device) -> Callable[[], torch.autocast]:
+def _ambient_autocast(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
     kind = device.type
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext
     enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
 

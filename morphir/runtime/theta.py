@@ -99,12 +99,11 @@ def _rows(space: ChannelSpace, producer: Producer) -> tuple[tuple[int, ...], ...
 def _mask(
     space: ChannelSpace, rows: Sequence[Sequence[int]], kernel: torch.Tensor, out_axis: int
 ) -> torch.Tensor | None:
-    keep = torch.zeros(kernel.shape[out_axis])
-    for verdict, own in zip(space.verdicts, rows, strict=True):
-        if verdict.kind == "exact":
-            keep[list(own)] = 1
-    if bool(keep.all()):
+    groups = zip(space.verdicts, rows, strict=True)
+    splittable = {row for verdict, own in groups if verdict.kind == "exact" for row in own}
+    keep = [float(row in splittable) for row in range(kernel.shape[out_axis])]
+    if all(keep):
         return None
     shape = [1] * kernel.dim()
     shape[out_axis] = -1
-    return keep.view(shape).to(kernel.device)
+    return torch.tensor(keep, device=kernel.device).view(shape)

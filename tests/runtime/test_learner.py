@@ -206,6 +206,19 @@ def test_a_step_reads_nothing_back(curvature: str) -> None:
         learner.step(*batch)
 
 
+def test_every_tensor_of_a_step_is_on_the_graphs_device() -> None:
+    """The meta device stands for any other than the CPU: it refuses mixed devices, and has no values to read."""
+    graph = _graph(torch.float32).to("meta")
+    learner = Learner(graph, functional.cross_entropy)
+    images, labels = _batch(dtype=torch.float32)
+    result = learner.step(images.to("meta"), labels.to("meta"))
+    state = learner.state_dict()
+    assert result.loss.device.type == "meta"
+    assert {
+        value.device.type for value in state.values() if isinstance(value, torch.Tensor) and value.dim()
+    } == {"meta"}
+
+
 def test_autocast_and_channels_last() -> None:
     graph, (images, labels) = _graph(torch.float32), _batch(dtype=torch.float32)
     expected = Learner(graph, functional.cross_entropy, init_scale=0.5)

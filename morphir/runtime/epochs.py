@@ -154,9 +154,8 @@ def _close_epoch(job: Job, state: RunState, slot: Slot, start: float) -> None:
     if state.metrics is not None:
         state.metrics.append("phase", record.to_json())
     if job.directory is not None:
-        job.directory.write_widths(
-            [*(p.widths for p in state.phases if p.stage == "grow"), record.next_widths]
-        )
+        grown = [phase.widths for phase in state.phases if phase.stage == "grow"]
+        job.directory.write_widths(job.graph, [*grown, record.next_widths])
     job.emit(PhaseEnded(job.graph, record))
 
 

@@ -86,10 +86,14 @@ class RunDirectory:
         data = [remark.to_json() for remark in remarks]
         write_atomic(self.path / "remarks" / f"phase-{phase:02d}.json", to_json(data))
 
-    def write_widths(self, widths: Sequence[Mapping[str, int]]) -> None:
-        """Draws the widths of the seed and after each phase."""
+    def write_widths(self, graph: Graph, widths: Sequence[Mapping[str, int]]) -> None:
+        """Draws the widths of the seed and after each phase, of the spaces that are not wholly frozen."""
+        free = {
+            name for name, space in graph.spaces.items() if any(v.kind != "frozen" for v in space.verdicts)
+        }
+        drawn = [{name: width for name, width in point.items() if name in free} for point in widths]
         labels = ["seed", *(f"after phase {phase}" for phase in range(1, len(widths)))]
-        write_atomic(self.path / "widths.svg", plot_widths(widths, labels))
+        write_atomic(self.path / "widths.svg", plot_widths(drawn, labels))
 
 
 def read_config(path: Path) -> GrowthConfig:

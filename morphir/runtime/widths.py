@@ -8,7 +8,9 @@ from typing import Any, cast
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+_CAPTION = "channel space, in program order (blue: wider than in the seed, orange: narrower)"
 _PANELS = 12
 _COLUMNS = 4
 _GROWN, _SHRUNK, _SAME = "#2a78b5", "#d1603d", "#9aa5ad"
@@ -31,7 +33,7 @@ def plot_widths(widths: Sequence[Mapping[str, int]], labels: Sequence[str]) -> b
         _panel(axis, widths[0], widths[point], labels[point])
     for axis in axes[len(chosen) :]:
         axis.set_axis_off()
-    cast(Any, figure).supxlabel("channel space, in program order", fontsize=9)
+    cast(Any, figure).supxlabel(_CAPTION, fontsize=9)
     cast(Any, figure).supylabel("channel groups", fontsize=9)
     buffer = io.BytesIO()
     with cast(Any, mpl).rc_context({"svg.hashsalt": "morphir"}):
@@ -54,6 +56,8 @@ def _panel(axis: Any, first: Mapping[str, int], now: Mapping[str, int], label: s
         axis.bar_label(bars, fontsize=6, padding=1)
         axis.set_xticks(range(len(now)), [str(number) for number in range(1, len(now) + 1)], fontsize=6)
     axis.tick_params(axis="y", labelsize=7)
+    axis.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axis.margins(y=0.12)
     axis.spines[["top", "right"]].set_visible(False)
 
 

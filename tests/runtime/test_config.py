@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from morphir.errors import MorphirError
@@ -93,3 +96,9 @@ def test_learning_rates() -> None:
     assert rates[4:] == pytest.approx([0.4, 0.4 * (0.5 + 0.5 * 0.5**0.5), 0.2, 0.4 * (0.5 - 0.5 * 0.5**0.5)])
     assert learning_rate(config, slots[0], 0.0, base=1.0) == 1.0
     assert learning_rate(config, slots[4], 0.5, base=1.0) < 0.4
+
+
+def test_the_documentation_has_every_option() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.MULTILINE))
+    assert rows == {name: field.description for name, field in GrowthConfig.model_fields.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -194,6 +195,49 @@ def test_squeeze_excite_gate_joins_the_space_that_it_gates() -> None:
     assert [p.node for p in space.producers] == ["conv", "expand"]
     assert [(c.node, c.tensor) for c in space.consumers] == [("squeeze", "mean"), ("last", "mul")]
     assert bound(graph, "conv")["expand.weight", 0] == (0, 1, 2, 3)
+    assert kinds(graph, "conv") == EXACT
+
+
+@pytest.mark.parametrize(
+    "lay",
+    [
+        lambda gate: gate.view(gate.shape[0], 4, 1, 1),
+        lambda gate: gate.reshape(-1, 4, 1, 1),
+        lambda gate: gate[:, :, None, None],
+        lambda gate: gate.unsqueeze(-1).unsqueeze(-1),
+        lambda gate: gate.unflatten(1, (4, 1, 1)),
+    ],
+)
+def test_a_gate_from_vectors_lies_along_the_channels(lay: Callable[[Tensor], Tensor]) -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = net.conv(x)
+        return pooled(net.last(x * lay(torch.sigmoid(net.gate(x.mean((2, 3)))))))
+
+    graph = traced(
+        forward, 2, 3, 6, 6, conv=nn.Conv2d(3, 4, 3), gate=nn.Linear(4, 4), last=nn.Conv2d(4, 3, 1)
+    )
+    assert bound(graph, "conv")["gate.weight", 0] == (0, 1, 2, 3)
+    assert kinds(graph, "conv") == EXACT
+
+
+def test_a_single_channel_follows_views_and_is_frozen_where_positions_cannot_tell_it() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.Conv2d(1, 1, 2), nn.Flatten(), nn.Linear(1, 3))
+    graph = trace(model, torch.randn(2, 3, 4, 4))
+    assert kinds(graph, "0") == kinds(graph, "2") == EXACT
+    flattened = nn.Sequential(nn.Conv2d(3, 1, 3), nn.Flatten(), nn.Linear(4, 3))
+    assert kinds(trace(flattened, torch.randn(2, 3, 4, 4)), "0") == {("frozen", "single-channel", "_1")}
+
+
+def test_prelu_and_layer_scale_are_bound() -> None:
+    graph = traced(
+        lambda net, x: pooled(net.last(net.prelu(net.conv(x)) * net.scale)),
+        *(2, 3, 6, 6),
+        conv=nn.Conv2d(3, 2, 3),
+        prelu=nn.PReLU(2),
+        scale=nn.Parameter(torch.ones(1, 2, 1, 1)),
+        last=nn.Conv2d(2, 3, 1),
+    )
+    assert bound(graph, "conv")["prelu.weight", 0] == bound(graph, "conv")["scale", 1] == TWO
     assert kinds(graph, "conv") == EXACT
 
 

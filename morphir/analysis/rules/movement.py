@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ def move(op: Operation, facts: Facts) -> Outcome:
 
 
 def _moved_outputs(op: Operation, layer: Layer) -> list[Layer]:
+    dims = label_dims(layer)
+    if op.name in _ON_LABELS and len(dims) == 1 and layer.shape[dims[0]] == 1:
+        return [_viewed_lone_channel(layer, dims[0], tuple(op.result.shape))]
     function = _ON_LABELS.get(op.name, op.func)
     arguments = list(op.args[1:])
     if op.name == "_unsafe_view" or op.name == "view":
@@ -35,6 +39,19 @@ def _moved_outputs(op: Operation, layer: Layer) -> list[Layer]:
     results = pytree.tree_leaves(function(layer, *arguments, **op.kwargs))
     here = layer.untyped_storage().data_ptr()
     return [normalise(result, copied=result.untyped_storage().data_ptr() != here) for result in results]
+
+
+def _viewed_lone_channel(layer: Layer, dim: int, shape: tuple[int, ...]) -> Layer:
+    """Lays a single channel along the dimension of extent 1 that stands where its dimension stood.
+
+    Its labels say nothing about where it went, since nothing varies; the number of elements after it does.
+    """
+    after = prod(layer.shape[dim + 1 :])
+    places = [d for d, extent in enumerate(shape) if extent == 1 and prod(shape[d + 1 :]) == after]
+    if not places:
+        return layer.as_strided(shape, [0] * len(shape), layer.storage_offset())
+    place = dim if dim in places else places[0]
+    return layer.as_strided(shape, [int(d == place) for d in range(len(shape))], layer.storage_offset())
 
 
 @rule("unsqueeze")

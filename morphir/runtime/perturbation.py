@@ -14,6 +14,8 @@ from torch import fx
 
 from morphir.runtime.region import Region, RegionKind
 
+_STACKED_BYTES = 1 << 20
+
 Tensors = Sequence[torch.Tensor]
 MaybeTensors = Sequence[torch.Tensor | None]
 
@@ -119,9 +121,14 @@ def _doubled_change(
 def _general(
     region: Region, ys: Tensors, deltas: Tensors, externals: Sequence[Any], bases: MaybeTensors
 ) -> Perturbed:
-    if region.stackable:
+    if region.stackable and all(map(_worth_stacking, ys)):
         return _stacked(region, ys, deltas, bases)
     return _apart(region, ys, deltas, externals, bases)
+
+
+def _worth_stacking(y: torch.Tensor) -> bool:
+    """Stacking halves the calls; on a CPU a buffer larger than all others costs more, in fresh pages."""
+    return y.device.type != "cpu" or y.numel() * y.element_size() <= _STACKED_BYTES
 
 
 PERTURBATIONS: Mapping[RegionKind, Perturb] = {"relu": _relu, "general": _general}

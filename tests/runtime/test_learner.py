@@ -207,7 +207,7 @@ def test_a_step_reads_nothing_back(curvature: str) -> None:
 
 
 def test_every_tensor_of_a_step_is_on_the_graphs_device() -> None:
-    """The meta device stands for any other than the CPU: it refuses mixed devices, and has no values to read."""
+    """The meta device stands for any but the CPU: it refuses mixed devices, and has no values to read."""
     graph = _graph(torch.float32).to("meta")
     learner = Learner(graph, functional.cross_entropy)
     images, labels = _batch(dtype=torch.float32)

@@ -13,6 +13,7 @@ from torch.nn import functional
 from morphir.analysis.spaces import trace
 from morphir.ir.graph import Graph
 from morphir.morphisms.split import Split
+from morphir.runtime import perturbation
 from morphir.runtime.curvature import CURVATURES, BatchLosses
 from morphir.runtime.estimate import SplitEstimate, edge_values, estimate_prunes, estimate_splits
 from morphir.runtime.learner import Learner, frozen
@@ -216,8 +217,13 @@ def _estimates(
     return found
 
 
-@pytest.mark.parametrize("curvature", ["batch", "empirical-fisher", "sample"])
-def test_projection_and_theta_gradient_against_autograd(graph: Graph, curvature: str) -> None:
+@pytest.mark.parametrize(
+    ("curvature", "stacked_bytes"), [("batch", 0), ("batch", 1 << 20), ("empirical-fisher", 0), ("sample", 0)]
+)
+def test_projection_and_theta_gradient_against_autograd(
+    graph: Graph, curvature: str, stacked_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perturbation, "_STACKED_BYTES", stacked_bytes)
     images, labels = _batch()
     learner = Learner(graph, _loss, init_scale=0.5, seed=3)
     assert not learner.refused

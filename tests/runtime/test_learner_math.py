@@ -3,6 +3,7 @@ autograd."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -19,6 +20,8 @@ from morphir.runtime.estimate import SplitEstimate, edge_values, estimate_prunes
 from morphir.runtime.learner import Learner, frozen
 from morphir.runtime.lowering import SpaceProgram
 from morphir.runtime.model_pass import Pass, run_backward, run_forward
+from morphir.runtime.theta import group_kernels
+from passes.transform import transform
 
 Tensors = dict[str, torch.Tensor]
 
@@ -305,3 +308,26 @@ def test_split_carries_the_rows_of_its_group() -> None:
                 learner._thetas[name][key].value.detach().index_select(producer.out_axis, torch.tensor(rows))
             )
             torch.testing.assert_close(kernel, whole.squeeze(producer.out_axis), rtol=0, atol=0)
+
+
+def test_applying_a_split_changes_z_as_the_learner_said(graph: Graph) -> None:
+    """(z after - z before) . g_z is q, with z measured on the really rewritten graph."""
+    images, labels = _batch()
+    learner = Learner(graph, _loss, init_scale=0.5)
+    checked = 0
+    for name, (_, splits) in _estimates(learner, (images, labels)).items():
+        consumers = {consumer.node for consumer in graph.spaces[name].consumers}
+        if splits is None or len(consumers) != 1:
+            continue
+        (node,) = consumers
+        z = _Probe(graph, {}, {}).values(images)[node].detach().requires_grad_()
+        losses = _loss(_Probe(graph, {node: z}, {}).values(images)["output"], labels)
+        (gradient,) = torch.autograd.grad(losses.sum(), z)
+        for group in range(graph.spaces[name].width):
+            grown = copy.deepcopy(graph)
+            transform(grown, [Split(name, group, group_kernels(learner._thetas[name], group))])
+            change = _Probe(grown.eval(), {}, {}).values(images)[node] - z
+            expected = (change * gradient).flatten(1).sum(1).detach()
+            torch.testing.assert_close(splits.projection.q[:, group], expected, rtol=1e-8, atol=1e-11)
+            checked += 1
+    assert checked >= 4

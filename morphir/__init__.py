@@ -8,7 +8,7 @@ of training it; rewrite passes apply what pays; the grown network leaves as PyTo
     learner = morphir.Learner(graph, loss)
     for inputs, targets in data:
         learner.step(inputs, targets)
-    paying = [score.morphism for score in learner.scores() if score.delta_loss < -1e-3]
+    paying = [s.morphism for s in learner.scores() if s.morphism.kind == "split" and s.delta_loss < -1e-3]
     morphir.transform(graph, paying, optimizer)
 
 Names are resolved on first use, so that ``import morphir.ir`` loads the IR alone.

@@ -55,8 +55,12 @@ class ReexpressBatchNorm(Pass):
         if not targets:
             return PassResult(remarks=remarks)
         moments = _estimate(rewriter.graph, list(targets), self.batches)
-        for path, mask in targets.items():
+        expressions = [
             _reexpress(_norm(rewriter.graph, path), moments[path], mask, rewriter.optimizer)
+            for path, mask in targets.items()
+        ]
+        for expression in expressions:
+            expression.commit()
         return PassResult(remarks=remarks, modified=True)
 
 
@@ -131,34 +135,52 @@ def _estimate(graph: Graph, paths: Sequence[str], batches: Iterable[Any]) -> Map
     return moments
 
 
+@dataclass(frozen=True)
+class _Expression:
+    """A batch norm in new statistics: what to write where, once all of it is computed."""
+
+    tensors: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    moments: tuple[tuple[dict[str, Any], str, torch.Tensor], ...]
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        for target, value in self.tensors:
+            target.copy_(value)
+        for state, name, value in self.moments:
+            state[name] = value
+
+
 @torch.no_grad()
 def _reexpress(
     norm: BatchNorm, moments: _Moments, mask: torch.Tensor, optimizer: optim.Optimizer | None
-) -> None:
+) -> _Expression:
     if not moments.count:
-        return
+        return _Expression((), ())
     assert norm.running_mean is not None and norm.running_var is not None
     mask = mask.to(norm.running_mean.device)
     found_mean, found_variance = moments.mean_and_variance()
     mean = torch.where(mask, found_mean.to(norm.running_mean.dtype), norm.running_mean)
     variance = torch.where(mask, found_variance.to(norm.running_var.dtype), norm.running_var)
     old, new = (norm.running_var + norm.eps).sqrt(), (variance + norm.eps).sqrt()
-    shift = (mean - norm.running_mean) / old
-    if optimizer is not None:
-        _carry_moments(optimizer, norm, new / old, shift)
-    norm.bias.add_(norm.weight * shift)
-    norm.weight.mul_(new / old)
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
+    shift, ratio = (mean - norm.running_mean) / old, new / old
+    tensors = (
+        (norm.bias, norm.bias + norm.weight * shift),
+        (norm.weight, norm.weight * ratio),
+        (norm.running_mean, mean),
+        (norm.running_var, variance),
+    )
+    carried = () if optimizer is None else tuple(_carried_moments(optimizer, norm, ratio, shift))
+    return _Expression(tensors, carried)
 
 
-def _carry_moments(
+def _carried_moments(
     optimizer: optim.Optimizer, norm: BatchNorm, ratio: torch.Tensor, shift: torch.Tensor
-) -> None:
+) -> Iterator[tuple[dict[str, Any], str, torch.Tensor]]:
     """New coordinates: g_gamma' = (g_gamma - shift g_beta) / ratio; second moments: squared."""
     betas = optimizer.state.get(norm.bias, {})
     gammas = optimizer.state.get(norm.weight, {})
     for name, power in powers_of(optimizer, norm.weight).items():
         if power in (1, 2) and name in betas:
             sign = -1 if power == 1 else 1
-            gammas[name] = gammas[name] / ratio**power + sign * (shift / ratio) ** power * betas[name]
+            shifted = sign * (shift / ratio) ** power * betas[name]
+            yield gammas, name, gammas[name] / ratio**power + shifted

@@ -7,7 +7,7 @@ replaced as a whole whenever a rewrite changes the program.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
@@ -63,6 +63,18 @@ class ExampleInputs:
                 make, (self.args, dict(self.kwargs)), is_leaf=lambda leaf: isinstance(leaf, TensorSpec)
             ),
         )
+
+    def in_dtype(self, dtype: torch.dtype) -> ExampleInputs:
+        """Returns the same structure with floating tensors of another dtype."""
+
+        def cast_spec(leaf: Any) -> Any:
+            is_real = isinstance(leaf, TensorSpec) and leaf.dtype.is_floating_point
+            return TensorSpec(leaf.shape, dtype) if is_real else leaf
+
+        args, kwargs = pytree.tree_map(
+            cast_spec, (self.args, dict(self.kwargs)), is_leaf=lambda leaf: isinstance(leaf, TensorSpec)
+        )
+        return ExampleInputs(args, kwargs)
 
     @property
     def batch_size(self) -> int | None:
@@ -125,6 +137,19 @@ class Graph(fx.GraphModule):
         """Where the parameters are."""
         tensor = next(iter((*self.parameters(), *self.buffers())), None)
         return torch.device("cpu") if tensor is None else tensor.device
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The first floating parameter's dtype; None where there is none."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Graph:
+        """Moves or casts the graph, and what it knows of its example inputs with it."""
+        before = self.dtype
+        super()._apply(fn, recurse)  # pyright: ignore[reportUnknownMemberType]
+        if self.dtype is not None and self.dtype != before:
+            self.inputs = self.inputs.in_dtype(self.dtype)
+        return self
 
     def space(self, name: str) -> ChannelSpace:
         """Returns one space.

@@ -13,7 +13,7 @@ fresh model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,16 @@ class IndexMap:
         for new, old in enumerate(self.sources):
             found[old].append(new)
         return tuple(map(tuple, found))
+
+    def then(self, later: IndexMap) -> IndexMap:
+        """Returns the map that does this and then ``later``; a group has one sign, the last that it got."""
+        return IndexMap(
+            self.space,
+            self.old_width,
+            tuple(self.sources[old] for old in later.sources),
+            tuple(self.scales[old] * scale for old, scale in zip(later.sources, later.scales, strict=True)),
+            tuple(sign or self.signs[old] for old, sign in zip(later.sources, later.signs, strict=True)),
+        )
 
     @property
     def lineage(self) -> tuple[str, ...]:
@@ -159,9 +169,9 @@ def _map_from_json(number: int, data: Mapping[str, Any], tensors: Mapping[str, t
     return IndexMap.from_json(data, thetas)
 
 
-def compose_sources(maps: Sequence[IndexMap]) -> tuple[int, ...]:
-    """Returns, for successive maps of one space, the first map's old group of every last group."""
-    sources = maps[0].sources
-    for index_map in maps[1:]:
-        sources = tuple(sources[old] for old in index_map.sources)
-    return sources
+def composed(maps: Iterable[IndexMap]) -> tuple[IndexMap, ...]:
+    """Returns one map per space, for maps that were applied one after the other."""
+    found: dict[str, IndexMap] = {}
+    for later in maps:
+        found[later.space] = found[later.space].then(later) if later.space in found else later
+    return tuple(found.values())

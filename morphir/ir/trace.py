@@ -24,7 +24,9 @@ ExampleArgument = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
 class _Tracer(fx.Tracer):
-    """An fx tracer that notes the user's line on every node."""
+    """An fx tracer that notes the user's line on every node, and keeps reads of buffers as reads."""
+
+    proxy_buffer_attributes = True
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
         """Makes a node as fx does, and notes where it comes from."""

@@ -26,7 +26,7 @@ from morphir.ir.graph import Graph
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
-from morphir.runtime.subjects import in_dtype, randomise_norms
+from morphir.runtime.subjects import randomise_norms
 from morphir.runtime.zeroing import Removed, ZeroedGraph, run_deterministic, zeroed
 from passes.transform import transform
 
@@ -99,7 +99,7 @@ class _Subject:
 
     @staticmethod
     def of(graph: Graph, seed: int) -> _Subject:
-        subject = in_dtype(copy.deepcopy(graph), torch.float64)
+        subject = copy.deepcopy(graph).to(torch.float64)
         randomise_norms(subject, seed)
         return _Subject(subject, random_inputs(subject.inputs, subject.device, seed=seed), seed)
 
@@ -250,7 +250,7 @@ def _spread(names: Sequence[str], count: int | None) -> list[str]:
 
 
 def _export_checks(changed: Graph) -> Iterator[Check]:
-    graph = in_dtype(changed, torch.float32).eval()
+    graph = changed.to(torch.float32).eval()
     with tempfile.TemporaryDirectory(prefix="morphir-verify-") as folder:
         for name, exporter in EXPORTERS.items():
             try:

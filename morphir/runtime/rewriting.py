@@ -10,7 +10,7 @@ from torch import optim
 
 from morphir.analysis.cost import Cost, cost, delta_cost_of_copies
 from morphir.ir.graph import Graph
-from morphir.ir.index_map import IndexMap
+from morphir.ir.index_map import IndexMap, composed
 from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.plan import copies_of, index_maps
@@ -76,24 +76,5 @@ def _reexpress(job: Job, maps: Sequence[IndexMap], optimizer: optim.Optimizer) -
     batches = [
         job.placement.move(inputs) for inputs, _ in islice(job.train_data, job.config.batch_norm_batches)
     ]
-    step = ReexpressBatchNorm(batches, _composed(maps))
+    step = ReexpressBatchNorm(batches, composed(maps))
     return PassManager((step,)).run(job.graph, optimizer).remarks
-
-
-def _composed(maps: Sequence[IndexMap]) -> tuple[IndexMap, ...]:
-    """One map per space, for maps that were applied one after the other."""
-    composed: dict[str, IndexMap] = {}
-    for later in maps:
-        first = composed.get(later.space)
-        composed[later.space] = later if first is None else _compose(first, later)
-    return tuple(composed.values())
-
-
-def _compose(first: IndexMap, later: IndexMap) -> IndexMap:
-    return IndexMap(
-        first.space,
-        first.old_width,
-        tuple(first.sources[j] for j in later.sources),
-        tuple(first.scales[j] * scale for j, scale in zip(later.sources, later.scales, strict=True)),
-        tuple(sign or first.signs[j] for j, sign in zip(later.sources, later.signs, strict=True)),
-    )

@@ -1,35 +1,11 @@
-"""Copies of graphs to try things on: in another floating dtype, with batch norms that are not trivial."""
+"""Graphs to try things on: with batch norms that are not trivial."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from morphir.ir.graph import ExampleInputs, Graph, TensorSpec
-
-
-def in_dtype(graph: Graph, dtype: torch.dtype) -> Graph:
-    """Casts a graph in place, and what it knows of its example inputs with it.
-
-    Args:
-        graph: The graph; returned.
-        dtype: The floating dtype of its parameters, buffers and inputs.
-    """
-
-    def cast_spec(leaf: Any) -> Any:
-        is_real = isinstance(leaf, TensorSpec) and leaf.dtype.is_floating_point
-        return TensorSpec(leaf.shape, dtype) if is_real else leaf
-
-    args, kwargs = pytree.tree_map(
-        cast_spec,
-        (graph.inputs.args, dict(graph.inputs.kwargs)),
-        is_leaf=lambda leaf: isinstance(leaf, TensorSpec),
-    )
-    graph.inputs = ExampleInputs(args, kwargs)
-    return graph.to(dtype)
+from morphir.ir.graph import Graph
 
 
 @torch.no_grad()

@@ -241,3 +241,12 @@ def test_a_program_that_does_not_follow_is_refused_and_restored() -> None:
         transform(graph, [Split("conv", 0)])
     assert torch.equal(graph(inputs), expected) and graph.code == code
     assert graph.spaces["conv"].width == 4 and graph.conv.out_channels == 4
+
+
+def test_a_graph_cast_after_tracing_still_rewrites() -> None:
+    graph = trace(randomised(TwoLayers()).eval(), torch.randn(5, 3, 8, 8)).double()
+    inputs = torch.randn(5, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = graph(inputs)
+        transform(graph, [Split("conv", 0)])
+        assert relative(graph(inputs), expected) < 1e-12

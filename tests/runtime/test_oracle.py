@@ -15,7 +15,7 @@ from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
 from morphir.runtime import oracle
 from morphir.runtime.oracle import TOLERANCE, Check, check_graph, relative_difference, summary
-from morphir.runtime.subjects import in_dtype, randomise_norms
+from morphir.runtime.subjects import randomise_norms
 from morphir.runtime.zeroing import run_deterministic, zeroed
 from morphir.seeds import resolve
 
@@ -113,7 +113,7 @@ def test_channels_behind_a_mixing_norm_are_said_to_be_incomparable() -> None:
 
 def test_zeroing_is_what_zero_weights_do() -> None:
     """Against an independent construction: the consumers' columns set to zero."""
-    graph = in_dtype(seed("resnet20", 4), torch.float64)
+    graph = seed("resnet20", 4).to(torch.float64)
     randomise_norms(graph, 0)
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     twin = copy.deepcopy(graph)

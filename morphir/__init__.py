@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from morphir.ir.verify import verify
     from morphir.morphisms.prune import Prune
     from morphir.morphisms.split import Split
-    from morphir.runtime.config import GrowthConfig
-    from morphir.runtime.growth import grow
-    from morphir.runtime.learner import Learner
+    from morphir.runtime.growing.config import GrowthConfig
+    from morphir.runtime.growing.growth import grow
+    from morphir.runtime.learning.learner import Learner
     from passes.transform import replay, transform
 
 __version__ = "0.1.0"
@@ -61,14 +61,14 @@ __all__ = [
 
 _HOMES = {
     "Graph": "morphir.ir.graph",
-    "GrowthConfig": "morphir.runtime.config",
-    "Learner": "morphir.runtime.learner",
+    "GrowthConfig": "morphir.runtime.growing.config",
+    "Learner": "morphir.runtime.learning.learner",
     "Prune": "morphir.morphisms.prune",
     "Split": "morphir.morphisms.split",
     "cost": "morphir.analysis.cost",
     "export_onnx": "exporters.onnx",
     "export_pytorch": "exporters.pytorch_source",
-    "grow": "morphir.runtime.growth",
+    "grow": "morphir.runtime.growing.growth",
     "locality": "morphir.analysis.locality",
     "print_graph": "morphir.ir.printer",
     "replay": "passes.transform",

@@ -24,11 +24,11 @@ from morphir.data import eval_loader, train_loader
 from morphir.data.dataset import Dataset
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
-from morphir.runtime.config import GrowthConfig
-from morphir.runtime.events import Event, RunStarted
-from morphir.runtime.growth import GrowthResult, grow
-from morphir.runtime.rundir import read_config
-from morphir.runtime.validation import resolve_device
+from morphir.runtime.growing.config import GrowthConfig
+from morphir.runtime.growing.events import Event, RunStarted
+from morphir.runtime.growing.growth import GrowthResult, grow
+from morphir.runtime.growing.validation import resolve_device
+from morphir.runtime.storage.rundir import read_config
 from morphir.seeds import SEEDS
 from morphir.seeds.layers import initialise
 

@@ -13,9 +13,9 @@ from morphir.data.dataset import Dataset
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import Rewrite
-from morphir.runtime.checkpoint import newest_checkpoint
-from morphir.runtime.files import read_json, to_json, write_atomic
-from morphir.runtime.rundir import RunDirectory
+from morphir.runtime.storage.checkpoint import newest_checkpoint
+from morphir.runtime.storage.files import read_json, to_json, write_atomic
+from morphir.runtime.storage.rundir import RunDirectory
 from passes.transform import replay
 
 RUN_FILE = "run.json"

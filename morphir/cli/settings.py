@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 
 from morphir.errors import MorphirError
-from morphir.runtime.config import GrowthConfig
-from morphir.runtime.files import read_json
+from morphir.runtime.growing.config import GrowthConfig
+from morphir.runtime.storage.files import read_json
 
 
 def growth_config(preset: str, file: Path | None, assignments: Iterable[str], **options: Any) -> GrowthConfig:

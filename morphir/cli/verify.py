@@ -10,7 +10,7 @@ import typer
 from morphir.cli.options import AsJson, Channels, Classes, ImageSize, Subject, Width
 from morphir.cli.output import print_json
 from morphir.cli.runs import load_subject
-from morphir.runtime.oracle import Check, check_graph, summary
+from morphir.runtime.oracle.oracle import Check, check_graph, summary
 
 
 def command(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import Result
 
 from morphir.cli import grow as command
-from morphir.runtime.events import EpochEnded
+from morphir.runtime.growing.events import EpochEnded
 
 Invoke = Callable[..., Result]
 Growing = Callable[..., tuple[object, ...]]

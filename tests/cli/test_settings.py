@@ -9,7 +9,7 @@ import pytest
 
 from morphir.cli.settings import device_name, growth_config
 from morphir.errors import MorphirError
-from morphir.runtime.config import GrowthConfig
+from morphir.runtime.growing.config import GrowthConfig
 
 
 def test_order(tmp_path: Path) -> None:

@@ -1,0 +1,224 @@
+"""Which of the scored morphisms are applied.
+
+A morphism pays when ``-dL > sum_r lambda_r dR_r`` (section 3.3); of those, each space gets its best share,
+since the dL are
+not additive. Every morphism that is not taken gets a remark with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from morphir.ir.remarks import Remark
+from morphir.morphisms.base import Morphism
+from morphir.runtime.growing.config import GrowthConfig
+from morphir.runtime.learning.learner import Score
+
+RESOURCES: Mapping[str, Callable[[Score], float]] = {
+    "parameters": lambda score: score.delta_parameters,
+    "macs": lambda score: score.delta_macs,
+}
+
+Measure = Callable[[Sequence[Morphism]], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class SelectionRules:
+    """What makes a morphism worth applying.
+
+    Attributes:
+        prices: Resource name to lambda; see :data:`RESOURCES`.
+        best_fraction: Share of a space's paying morphisms that is applied, rounded up.
+        min_width: Prunes leave at least this many of a space's groups.
+        splits: Whether splits are considered.
+        prunes: Whether prunes are considered.
+        budgets: Resource name to the most of it that the network may use.
+    """
+
+    prices: Mapping[str, float] = field(default_factory=dict[str, float])
+    best_fraction: float = 0.3
+    min_width: int = 1
+    splits: bool = True
+    prunes: bool = True
+    budgets: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @staticmethod
+    def of(config: GrowthConfig) -> SelectionRules:
+        """Returns a configuration's rules."""
+        return SelectionRules(
+            prices=config.prices,
+            best_fraction=config.best_fraction,
+            min_width=config.min_width,
+            splits=config.splits,
+            prunes=config.prunes,
+            budgets=config.budgets,
+        )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is applied, and why the rest is not.
+
+    Attributes:
+        taken: The scores of the morphisms to apply, by space in order of first appearance, the best first.
+        remarks: One for each other morphism; codes ``disabled``, ``not-finite``, ``does-not-pay``,
+            ``other-is-better``,
+            ``min-width``, ``not-among-best``, ``over-budget``.
+    """
+
+    taken: tuple[Score, ...]
+    remarks: tuple[Remark, ...]
+
+    @property
+    def morphisms(self) -> tuple[Morphism, ...]:
+        """The morphisms to apply."""
+        return tuple(score.morphism for score in self.taken)
+
+    def count(self, kind: str) -> int:
+        """Returns how many of the morphisms are of a kind (``"split"``, ``"prune"``)."""
+        return sum(score.morphism.kind == kind for score in self.taken)
+
+
+def net_gain(score: Score, prices: Mapping[str, float]) -> float:
+    """Returns the tradeoff ``-dL - sum_r lambda_r dR_r``: a morphism pays where it is above 0."""
+    return -score.delta_loss - sum(price * RESOURCES[name](score) for name, price in prices.items())
+
+
+def select(
+    scores: Iterable[Score],
+    widths: Mapping[str, int],
+    rules: SelectionRules,
+    *,
+    used: Mapping[str, float] | None = None,
+    measure: Measure | None = None,
+) -> Selection:
+    """Chooses the morphisms to apply. The same scores give the same choice, in whatever order they come.
+
+    Args:
+        scores: Every candidate.
+        widths: Space name to its number of groups, in program order.
+        rules: What makes a morphism worth applying.
+        used: Resource name to what the network uses now; needed for budgets.
+        measure: From a set of morphisms to what the network would use; the sum of the single changes where
+            None.
+    """
+    spaces = {name: position for position, name in enumerate(widths)}
+    ranked = [_Candidate(score, net_gain(score, rules.prices)) for score in scores]
+    ranked.sort(
+        key=lambda c: (spaces[c.space], -c.gain if math.isfinite(c.gain) else math.inf, c.index, c.kind)
+    )
+    taken: list[_Candidate] = []
+    missed: list[Remark] = []
+    for space, members in groupby(ranked, key=lambda candidate: candidate.space):
+        paying = _paying(members, rules, missed)
+        taken += _best(paying, widths[space], rules, missed)
+    if rules.budgets:
+        taken = _within_budgets(taken, rules.budgets, used or {}, measure, missed)
+    return Selection(tuple(candidate.score for candidate in taken), tuple(missed))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    score: Score
+    gain: float
+
+    @property
+    def space(self) -> str:
+        return self.score.morphism.space
+
+    @property
+    def index(self) -> int:
+        return self.score.morphism.index
+
+    @property
+    def kind(self) -> str:
+        return self.score.morphism.kind
+
+    def missed(self, code: str, message: str) -> Remark:
+        return Remark("missed", code, f"{self.kind}: {message}", self.space, self.index)
+
+
+def _paying(members: Iterable[_Candidate], rules: SelectionRules, missed: list[Remark]) -> list[_Candidate]:
+    """Keeps what pays, and of one group's morphisms the best; the members come best first."""
+    allowed = {"split": rules.splits, "prune": rules.prunes}
+    paying: dict[int, _Candidate] = {}
+    for candidate in members:
+        if not allowed.get(candidate.kind, True):
+            missed.append(candidate.missed("disabled", f"{candidate.kind}s are switched off"))
+        elif not math.isfinite(candidate.gain):
+            missed.append(candidate.missed("not-finite", "its estimated change of the loss is not a number"))
+        elif candidate.gain <= 0:
+            missed.append(candidate.missed("does-not-pay", f"costs {-candidate.gain:.3g} more than it gains"))
+        elif candidate.index in paying:
+            better = paying[candidate.index].kind
+            missed.append(candidate.missed("other-is-better", f"a {better} of the same group gains more"))
+        else:
+            paying[candidate.index] = candidate
+    return list(paying.values())
+
+
+def _best(
+    paying: Sequence[_Candidate], width: int, rules: SelectionRules, missed: list[Remark]
+) -> list[_Candidate]:
+    """Takes the best share, as long as enough groups stay."""
+    quota = math.ceil(rules.best_fraction * len(paying) - 1e-9)
+    prunable = width - rules.min_width
+    taken: list[_Candidate] = []
+    for candidate in paying:
+        if candidate.kind == "prune" and prunable <= 0:
+            missed.append(candidate.missed("min-width", f"{rules.min_width} groups have to stay"))
+        elif len(taken) >= quota:
+            text = f"pays, but is not among the best {rules.best_fraction:.0%} of its space"
+            missed.append(candidate.missed("not-among-best", text))
+        else:
+            taken.append(candidate)
+            prunable -= candidate.kind == "prune"
+    return taken
+
+
+def _within_budgets(
+    taken: Sequence[_Candidate],
+    budgets: Mapping[str, float],
+    used: Mapping[str, float],
+    measure: Measure | None,
+    missed: list[Remark],
+) -> list[_Candidate]:
+    """What frees resources first, then by gain per cost: the longest start of this order that fits."""
+    order = sorted(taken, key=lambda candidate: -_gain_per_cost(candidate, budgets))
+
+    def fits(count: int) -> bool:
+        start = order[:count]
+        after = measure([c.score.morphism for c in start]) if measure else _summed(start, used)
+        return all(after[name] <= budget for name, budget in budgets.items())
+
+    free = sum(not _cost(candidate, budgets) for candidate in order)
+    count = _last_fitting(free, len(order), fits)
+    kept = set(map(id, order[:count]))
+    dropped = [candidate for candidate in taken if id(candidate) not in kept]
+    missed += [c.missed("over-budget", "pays, but the budget does not allow it") for c in dropped]
+    return [candidate for candidate in taken if id(candidate) in kept]
+
+
+def _cost(candidate: _Candidate, budgets: Mapping[str, float]) -> float:
+    """Share of the budgets that the morphism takes; 0 for one that only frees."""
+    return sum(max(RESOURCES[name](candidate.score), 0) / budget for name, budget in budgets.items())
+
+
+def _gain_per_cost(candidate: _Candidate, budgets: Mapping[str, float]) -> float:
+    cost = _cost(candidate, budgets)
+    return candidate.gain / cost if cost else math.inf
+
+
+def _summed(candidates: Sequence[_Candidate], used: Mapping[str, float]) -> Mapping[str, float]:
+    return {name: used.get(name, 0) + sum(of(c.score) for c in candidates) for name, of in RESOURCES.items()}
+
+
+def _last_fitting(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """Returns the largest count in [low, high] that fits, by bisection; ``low`` where none does."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

@@ -1,0 +1,130 @@
+"""Checks before the first step: the device is there, the data fits the model, the loss is one.
+
+Each fault gets one clear error before anything is trained or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from morphir.errors import MorphirError
+from morphir.ir.state import evaluation_mode
+from morphir.runtime.growing.training import Batches, Loss, Placement, are_classes, batch_samples, call
+
+
+def resolve_device(name: str | None, default: torch.device) -> torch.device:
+    """Returns the device of that name.
+
+    Raises:
+        MorphirError: if there is no such kind of device, or not on this machine.
+    """
+    if name is None:
+        return default
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise MorphirError(f"{name!r} is not a device", hint="for example cpu, cuda, cuda:1, mps") from error
+    if not _available(device):
+        raise MorphirError(
+            f"there is no device {name!r} on this machine", hint=f"available: {', '.join(_devices())}"
+        )
+    return device
+
+
+def _available(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    if device.type == "mps":
+        return torch.backends.mps.is_available()
+    return device.type == "cpu"
+
+
+def _devices() -> list[str]:
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def check_data(model: nn.Module, data: Batches, loss: Loss, placement: Placement, name: str) -> None:
+    """Tries the first batch: one forward pass in evaluation mode, and the loss.
+
+    Args:
+        model: The graph.
+        data: What is to be checked.
+        loss: Of outputs and targets.
+        placement: Device, autocast, memory format.
+        name: What the data is called in messages (``"training data"``).
+
+    Raises:
+        MorphirError: if the data is empty, can be read only once, or does not fit model or loss.
+    """
+    inputs, targets = placement.move(_first_batch(data, name))
+    with evaluation_mode(model), torch.no_grad(), placement.autocast():
+        outputs = _forward(model, inputs, name)
+        _check_classes(outputs, targets, name)
+        _check_loss(_value(loss, outputs, targets, name), batch_samples(inputs))
+
+
+def _first_batch(data: Batches, name: str) -> tuple[Any, Any]:
+    if isinstance(data, Iterator):
+        raise MorphirError(
+            f"the {name} can be read only once",
+            hint="give a list of batches, or a data loader, not an iterator",
+        )
+    batch: Any = next(iter(data), None)
+    if batch is None:
+        raise MorphirError(f"the {name} is empty", hint="it has to yield pairs of inputs and targets")
+    kind = type(batch).__name__
+    pair = cast("tuple[Any, ...]", batch) if isinstance(batch, (tuple, list)) else ()
+    if len(pair) != 2:
+        raise MorphirError(f"the {name} yields {kind}s, not pairs of inputs and targets")
+    return pair[0], pair[1]
+
+
+def _forward(model: nn.Module, inputs: Any, name: str) -> Any:
+    try:
+        return call(model, inputs)
+    except MorphirError:
+        raise
+    except Exception as error:
+        shapes = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
+        raise MorphirError(
+            f"the model fails on the first batch of the {name} ({shapes}): {error}",
+            hint="the batches have to look like the example inputs that the model was traced with",
+        ) from error
+
+
+def _check_classes(outputs: Any, targets: Any, name: str) -> None:
+    if not are_classes(outputs, targets):
+        return
+    classes, highest = outputs.shape[1], int(targets.max())
+    if highest >= classes:
+        raise MorphirError(
+            f"wrong number of classes: the model has {classes} outputs, the {name} has a target {highest}",
+            hint=f"build the model with at least {highest + 1} classes",
+        )
+
+
+def _value(loss: Loss, outputs: Any, targets: Any, name: str) -> object:
+    try:
+        return loss(outputs, targets)
+    except Exception as error:
+        raise MorphirError(
+            f"the loss fails on the first batch of the {name}: {error}",
+            hint="loss(outputs, targets) gets the model's outputs and the batch's targets",
+        ) from error
+
+
+def _check_loss(value: object, samples: int) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise MorphirError(f"the loss returns a {type(value).__name__}, not a tensor")
+    if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != samples):
+        raise MorphirError(
+            f"the loss has shape {tuple(value.shape)} for {samples} samples",
+            hint="it has to be a mean (a scalar), or one number per sample",
+        )
+    if not value.is_floating_point():
+        raise MorphirError(f"the loss is {value.dtype}, not floating point")

@@ -1,0 +1,143 @@
+"""One space's estimate on one batch: q of every split and prune, and theta's gradient (DESIGN section 2).
+
+With delta = op(x, theta), a+- = sigma(y +- delta), u = (a+ + a-)/2 - a and g the gradient at the edge alone::
+
+    q[s, c] = sum over edges and positions of u g        (prune: u = -a)
+    d delta_L / d delta+- = +- VJP_sigma(y +- delta)[ 1/2 (slope g + slope~ g~) ] / S
+
+so the score needs no automatic differentiation; the VJP of the region is in
+:mod:`morphir.runtime.learning.perturbation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+from morphir.runtime.learning.curvature import Curvature
+from morphir.runtime.learning.group_index import GroupIndex
+from morphir.runtime.learning.lowering import EdgeProgram, ProducerProgram, SpaceProgram, SplitProgram
+from morphir.runtime.learning.model_pass import Pass
+from morphir.runtime.learning.perturbation import PERTURBATIONS
+
+
+@dataclass(frozen=True)
+class Projection:
+    """q and q~ of every group of a space, ``[S, groups]`` each."""
+
+    q: torch.Tensor
+    sampled: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class SplitEstimate:
+    """The splits of one space on one batch.
+
+    Attributes:
+        projection: q and q~.
+        gradients: Producer parameter to theta's gradient.
+    """
+
+    projection: Projection
+    gradients: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class EdgeValue:
+    """One edge on one batch: a, g, g~."""
+
+    groups: GroupIndex
+    a: torch.Tensor
+    g: torch.Tensor
+    sampled: torch.Tensor | None
+
+    def output_gradient(
+        self, slope: torch.Tensor | float, sampled_slope: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Returns slope g + slope~ g~."""
+        total = self.g * (self.groups.spread(slope, self.g) if isinstance(slope, torch.Tensor) else slope)
+        if sampled_slope is not None and self.sampled is not None:
+            total = torch.addcmul(total, self.groups.spread(sampled_slope, self.sampled), self.sampled)
+        return total
+
+
+def edge_values(space: SpaceProgram, run: Pass) -> list[EdgeValue | None]:
+    """Returns each edge of a space; None for one that the loss does not depend on."""
+    return [_edge_value(edge, run) for edge in space.edges]
+
+
+def _edge_value(edge: EdgeProgram, run: Pass) -> EdgeValue | None:
+    g = _total(edge, run.gradients)
+    if g is None:
+        return None
+    sampled = None if run.sampled is None else _total(edge, run.sampled)
+    return EdgeValue(edge.groups, run.captured[edge.taps[0]], g, sampled)
+
+
+def _total(edge: EdgeProgram, gradients: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
+    known = [gradient for slot in edge.taps if (gradient := gradients.get(slot)) is not None]
+    return sum(known[1:], start=known[0]) if known else None
+
+
+def project(
+    changes: Sequence[torch.Tensor | None], factor: float, edges: Sequence[EdgeValue | None], run: Pass
+) -> Projection:
+    """Returns q and q~ of ``factor`` times the changes, one for each edge."""
+    pairs = [(u, edge) for u, edge in zip(changes, edges, strict=True) if u is not None and edge is not None]
+    q = [edge.groups.sum(u * edge.g, run.samples) for u, edge in pairs]
+    total = sum(q[1:], start=q[0]) * factor
+    if run.sampled is None:
+        return Projection(total, None)
+    tilde = [edge.groups.sum(u * edge.sampled, run.samples) for u, edge in pairs if edge.sampled is not None]
+    return Projection(total, sum(tilde[1:], start=tilde[0]) * factor if tilde else torch.zeros_like(total))
+
+
+def estimate_prunes(edges: Sequence[EdgeValue | None], run: Pass) -> Projection:
+    """Returns q and q~ of removing each group, u = -a."""
+    return project([None if edge is None else edge.a for edge in edges], -1.0, edges, run)
+
+
+def estimate_splits(
+    split: SplitProgram,
+    thetas: Mapping[str, torch.Tensor],
+    edges: Sequence[EdgeValue | None],
+    run: Pass,
+    curvature: Curvature,
+) -> SplitEstimate:
+    """Returns the projections of all splits of a space, and theta's gradient of their summed estimates.
+
+    Args:
+        split: The space's program.
+        thetas: Producer parameter to theta, of the parameter's shape; each requires grad.
+        edges: The edges' values.
+        run: The batch.
+        curvature: The term that theta is learned with.
+    """
+    ys = [cast(torch.Tensor, run.captured[producer.y]) for producer in split.producers]
+    with torch.enable_grad():
+        deltas = [_delta(producer, thetas[producer.parameter], run) for producer in split.producers]
+    externals = [run.captured[slot] for slot in split.externals]
+    bases = [None if edge is None else edge.a for edge in edges]
+    perturb = PERTURBATIONS[split.region.kind]
+    perturbed = perturb(split.region, ys, [delta.detach() for delta in deltas], externals, bases)
+    projection = project(perturbed.doubled, 0.5, edges, run)
+    slope = curvature.slope(projection.q, run.losses) * (0.5 / run.samples)
+    sampled_slope = None
+    if curvature.sampled and projection.sampled is not None:
+        sampled_slope = curvature.sampled_slope(projection.sampled) * (0.5 / run.samples)
+    back = perturbed.vjp(
+        [None if edge is None else edge.output_gradient(slope, sampled_slope) for edge in edges]
+    )
+    names = list(thetas)
+    gradients = torch.autograd.grad(deltas, [thetas[name] for name in names], back)
+    return SplitEstimate(projection, dict(zip(names, gradients, strict=True)))
+
+
+def _delta(producer: ProducerProgram, theta: torch.Tensor, run: Pass) -> torch.Tensor:
+    """Returns op(x, theta), in y's precision and, where batch norm is folded in, in y's units."""
+    dtype = run.captured[producer.y].dtype
+    kernel = theta if producer.folded is None else theta * producer.folded.scale
+    return producer.apply(run.captured[producer.x].to(dtype), kernel.to(dtype), None)

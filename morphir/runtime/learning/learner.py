@@ -1,0 +1,337 @@
+"""``Learner``: learns every split, and scores every split and prune, of every space at once.
+
+The model's weights are frozen and in evaluation mode during a step. One forward and one data-gradient pass
+serve all spaces; each then costs one convolution for delta and one for theta's gradient.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from morphir.analysis.cost import delta_cost
+from morphir.errors import MorphirError
+from morphir.ir.channels import ChannelSpace
+from morphir.ir.graph import Graph
+from morphir.ir.state import named_state, submodules
+from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
+from morphir.morphisms.base import Morphism
+from morphir.morphisms.prune import Prune
+from morphir.morphisms.split import Split
+from morphir.runtime.learning.curvature import Curvature, curvature
+from morphir.runtime.learning.estimate import Projection, edge_values, estimate_prunes, estimate_splits
+from morphir.runtime.learning.lowering import Lowered, SpaceProgram, lower
+from morphir.runtime.learning.model_pass import Loss, Pass, detached, run_backward, run_forward
+from morphir.runtime.learning.theta import Theta, group_kernels, initial_thetas
+
+_FUSED_ADAM = frozenset({"cpu", "cuda", "mps", "xpu"})
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One learning step; its tensors are on the device, and reading them waits for it.
+
+    Attributes:
+        loss: Mean loss of the batch, a scalar.
+        outputs: The model's outputs in evaluation mode.
+    """
+
+    loss: torch.Tensor
+    outputs: Any
+
+
+@dataclass(frozen=True)
+class Score:
+    """One morphism's estimate.
+
+    Attributes:
+        morphism: The split, with the learned theta, or the prune.
+        delta_loss: Estimated change of the mean loss.
+        delta_parameters: Exact change of the number of parameters.
+        delta_macs: Exact change of the multiply-accumulates of one sample's forward pass.
+    """
+
+    morphism: Morphism
+    delta_loss: float
+    delta_parameters: int
+    delta_macs: int
+
+
+class Learner:
+    """Learns and scores the morphisms of one graph, as it is now.
+
+    Args:
+        graph: The graph. Its parameters, gradients, modes and ``requires_grad`` flags are as before after
+            each step.
+        loss: ``loss(outputs, targets)`` returns one loss a sample, ``[S]``, or their mean.
+        learn_curvature: What theta is learned against: ``"batch"`` (the paper), ``"fisher"``, ``"mixed"``,
+            ``"empirical-fisher"`` or ``"sample"``.
+        score_curvature: What the scores are estimated with.
+        lr: Adam's learning rate for theta.
+        ema: Weight of the newest batch in the scores' moving average; the paper's is (batch / dataset) / 2.
+        init_scale: theta's initial root mean square, relative to its kernel's. theta = 0 is stationary.
+        spaces: Names of the spaces to work on; all where None.
+        seed: Seed of theta's initial values and of the sampled labels.
+
+    Attributes:
+        refused: Space name to the reason why its splits are not learned although the analysis allows them.
+
+    Raises:
+        MorphirError: for an unknown curvature or space.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        loss: Loss,
+        *,
+        learn_curvature: str = "batch",
+        score_curvature: str = "batch",
+        lr: float = 1e-2,
+        ema: float = 0.02,
+        init_scale: float = 0.1,
+        spaces: Collection[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name in spaces or ():
+            graph.space(name)
+        self.graph = graph
+        self.loss = loss
+        self.learn_curvature: Curvature = curvature(learn_curvature)
+        self.score_curvature: Curvature = curvature(score_curvature)
+        self.ema = ema
+        self.lowered: Lowered = lower(graph, spaces)
+        self.refused: Mapping[str, str] = {s.name: s.refusal for s in self.lowered.spaces if s.refusal}
+        self._state = _identities(graph)
+        self._thetas = initial_thetas(graph, self.lowered.spaces, init_scale, seed)
+        leaves = [theta.value for own in self._thetas.values() for theta in own.values()]
+        self._adam = (
+            torch.optim.Adam(leaves, lr=lr, fused=graph.device.type in _FUSED_ADAM) if leaves else None
+        )
+        draws = torch.Generator(graph.device).manual_seed(seed + 1) if self._samples_labels else None
+        self._generator = draws
+        width = sum(space.width * (1 + (space.split is not None)) for space in self.lowered.spaces)
+        dtype = torch.float64 if any(leaf.dtype == torch.float64 for leaf in leaves) else torch.float32
+        self._average = torch.zeros(width, dtype=dtype, device=graph.device)
+        self._weight = 0.0
+        self._steps = 0
+        self._bad_step = torch.zeros((), dtype=torch.int64, device=graph.device)
+
+    def step(self, inputs: ExampleArgument, targets: Any) -> StepResult:
+        """Learns from one batch, without waiting for the device.
+
+        Args:
+            inputs: What the model takes: a tensor, a tuple of arguments or a dict of keyword arguments.
+            targets: What the loss takes beside the model's outputs.
+
+        Raises:
+            MorphirError: if the graph was rewritten or moved since this learner was made, or if loss and
+                curvature do not fit.
+        """
+        self._check_current()
+        args, kwargs = split_inputs(inputs)
+        values = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
+        projections: dict[str, list[Projection]] = {}
+
+        def work(space: SpaceProgram, run: Pass) -> None:
+            projections[space.name] = self._work(space, run)
+
+        with frozen(self.graph), torch.no_grad():
+            forward = run_forward(self.lowered, values, targets, self.loss, sample=self._samples_labels)
+            self._check_losses(forward.run)
+            run_backward(forward, self.lowered, targets, self._generator, work)
+            if self._adam is not None:
+                cast("Any", self._adam).step()
+                self._adam.zero_grad(set_to_none=True)
+            ordered = [projection for space in self.lowered.spaces for projection in projections[space.name]]
+            self._record(ordered, forward.run)
+        return StepResult(forward.run.losses.mean, detached(forward.outputs))
+
+    def scores(self) -> list[Score]:
+        """Returns the estimate of every legal split and prune, in program order; waits for the device.
+
+        Raises:
+            MorphirError: if no step was made yet, or if a loss was not finite; names the step.
+        """
+        self.check_finite()
+        if not self._steps:
+            raise MorphirError(
+                "the learner has made no step yet", hint="call learner.step(inputs, targets) first"
+            )
+        estimates = iter(cast("list[float]", cast("Any", self._average / self._weight).tolist()))
+        scores: list[Score] = []
+        for program in self.lowered.spaces:
+            space = self.graph.space(program.name)
+            prunes = [next(estimates) for _ in range(space.width)]
+            splits = [next(estimates) for _ in range(space.width)] if program.split is not None else []
+            scores += [
+                self._score(self._split(space, i), x) for i, x in enumerate(splits) if _may(space, i, Split)
+            ]
+            scores += [
+                self._score(Prune(space.name, i), x) for i, x in enumerate(prunes) if _may(space, i, Prune)
+            ]
+        return scores
+
+    def check_finite(self) -> None:
+        """Raises :class:`MorphirError` if a loss so far was not finite; waits for the device."""
+        step = int(self._bad_step)
+        if step:
+            raise MorphirError(
+                f"the loss of learning step {step} was not finite",
+                hint="check the data of that step and the model's weights; a smaller learning rate may help",
+            )
+
+    def state_dict(self) -> dict[str, torch.Tensor | float]:
+        """Returns all that a bit-identical continuation needs: tensors and plain numbers under flat names."""
+        state: dict[str, torch.Tensor | float] = {"steps": self._steps, "weight": self._weight}
+        state |= {"average": self._average.clone(), "bad_step": self._bad_step.clone()}
+        if self._generator is not None:
+            state["generator"] = self._generator.get_state()
+        for theta in self._all_thetas():
+            key = f"{theta.space}/{theta.parameter}"
+            state[f"theta/{key}"] = theta.value.detach().clone()
+            for name, value in self._moments(theta).items():
+                state[f"adam/{name}/{key}"] = value.clone()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor | float]) -> None:
+        """Continues from :meth:`state_dict` of a learner with the same options on the same graph.
+
+        Raises:
+            MorphirError: if the state is of another graph; nothing is changed then.
+        """
+        self._check_loadable(state)
+        self._steps, self._weight = int(state["steps"]), float(state["weight"])
+        self._average.copy_(_tensor(state, "average"))
+        self._bad_step.copy_(_tensor(state, "bad_step"))
+        if self._generator is not None and "generator" in state:
+            self._generator.set_state(_tensor(state, "generator").cpu())
+        for theta in self._all_thetas():
+            key = f"{theta.space}/{theta.parameter}"
+            with torch.no_grad():
+                theta.value.copy_(_tensor(state, f"theta/{key}"))
+            if self._adam is not None and f"adam/step/{key}" in state:
+                self._adam.state[theta.value] = {
+                    name: _tensor(state, f"adam/{name}/{key}").to(theta.value.device, copy=True)
+                    for name in ("step", "exp_avg", "exp_avg_sq")
+                }
+
+    @property
+    def _samples_labels(self) -> bool:
+        return bool(self.learn_curvature.sampled or self.score_curvature.sampled)
+
+    def _check_losses(self, run: Pass) -> None:
+        if run.losses.samples is None and (
+            self.learn_curvature.per_sample or self.score_curvature.per_sample
+        ):
+            raise MorphirError(
+                "this curvature needs the loss of each sample, and the loss function returns their mean",
+                hint='return one loss a sample: reduction="none"',
+            )
+
+    def _work(self, space: SpaceProgram, run: Pass) -> list[Projection]:
+        """Estimates one space's prunes and splits, and hands theta's gradients to the optimizer."""
+        edges = edge_values(space, run)
+        if all(edge is None for edge in edges):
+            zeros = run.losses.mean.new_zeros(run.samples, space.width)
+            nothing = Projection(zeros, None if run.sampled is None else zeros)
+            return [nothing] * (1 + (space.split is not None))
+        projections = [estimate_prunes(edges, run)]
+        if space.split is not None:
+            own = self._thetas[space.name]
+            thetas = {parameter: theta.value for parameter, theta in own.items()}
+            estimate = estimate_splits(space.split, thetas, edges, run, self.learn_curvature)
+            for parameter, gradient in estimate.gradients.items():
+                own[parameter].set_gradient(gradient)
+            projections.append(estimate.projection)
+        return projections
+
+    def _record(self, projections: list[Projection], run: Pass) -> None:
+        """Moves the averages towards this batch's estimates; the weight is what corrects their bias."""
+        self._steps += 1
+        finite = torch.isfinite(run.losses.mean)
+        first = ~finite & (self._bad_step == 0)
+        self._bad_step.masked_fill_(first, self._steps)
+        self._weight += self.ema * (1.0 - self._weight)
+        if projections:
+            q = torch.cat([projection.q for projection in projections], dim=1)
+            sampled = [p.sampled for p in projections if p.sampled is not None]
+            change = self.score_curvature.estimate(
+                q, torch.cat(sampled, dim=1) if sampled else None, run.losses
+            )
+            self._average.lerp_(change.mean(0).to(self._average.dtype), self.ema)
+
+    def _split(self, space: ChannelSpace, index: int) -> Split:
+        return Split(space.name, index, group_kernels(self._thetas[space.name], index))
+
+    def _score(self, morphism: Morphism, delta_loss: float) -> Score:
+        change = delta_cost(self.graph, cast("Any", morphism).kind, morphism.space, morphism.index)
+        return Score(morphism, delta_loss, change.parameters, change.macs)
+
+    def _all_thetas(self) -> list[Theta]:
+        return [theta for own in self._thetas.values() for theta in own.values()]
+
+    def _moments(self, theta: Theta) -> dict[str, torch.Tensor]:
+        return {} if self._adam is None else dict(self._adam.state.get(theta.value, {}))
+
+    def _check_current(self) -> None:
+        history, tensors = _identities(self.graph)
+        same = len(tensors) == len(self._state[1]) and all(map(operator.is_, tensors, self._state[1]))
+        if not same or history != self._state[0]:
+            raise MorphirError(
+                "the graph was rewritten or moved since this learner was made",
+                hint="make a new Learner(graph, loss) after transform(...) and graph.to(...)",
+            )
+
+    def _check_loadable(self, state: Mapping[str, torch.Tensor | float]) -> None:
+        expected = {
+            f"theta/{theta.space}/{theta.parameter}": theta.value.shape for theta in self._all_thetas()
+        }
+        expected["average"] = self._average.shape
+        given = {k: v.shape for k, v in state.items() if isinstance(v, torch.Tensor) and k in expected}
+        thetas = {key for key in state if key.startswith("theta/")}
+        if given != expected or not thetas <= set(expected):
+            wrong = sorted(
+                (set(expected) ^ (thetas | {"average"})) | {k for k in given if given[k] != expected[k]}
+            )
+            raise MorphirError(
+                f"this learner state is of another graph: {', '.join(wrong)}",
+                hint="load it into a learner on the graph that it was saved with",
+            )
+
+
+@contextmanager
+def frozen(graph: nn.Module) -> Generator[None]:
+    """Evaluation mode and no parameter that requires grad; afterwards everything is as it was."""
+    training = [module for _, module in submodules(graph) if module.training]
+    trainable = [parameter for parameter in graph.parameters() if parameter.requires_grad]
+    try:
+        for module in training:
+            module.training = False
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def _identities(graph: Graph) -> tuple[int, list[torch.Tensor]]:
+    """Returns what tells whether the program still is the one that was lowered."""
+    return len(graph.history), list(named_state(graph).values())
+
+
+def _may(space: ChannelSpace, index: int, kind: type[Morphism]) -> bool:
+    return space.verdict(index).kind in kind.allowed
+
+
+def _tensor(state: Mapping[str, torch.Tensor | float], key: str) -> torch.Tensor:
+    return cast("torch.Tensor", state[key])

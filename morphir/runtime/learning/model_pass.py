@@ -1,0 +1,215 @@
+"""One pass of the model: forward, loss, and each tap's gradient handed on as it arrives.
+
+A space is worked on as soon as the gradients at all its edges are there, and what only it needed is freed at
+once, so that a learning step holds no more than a training step does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch.utils import _pytree as pytree
+
+from morphir.errors import MorphirError
+from morphir.runtime.learning.curvature import BatchLosses, sampled_logit_gradient
+from morphir.runtime.learning.lowering import Lowered, SpaceProgram
+
+Loss = Callable[[Any, Any], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The model on one batch.
+
+    Attributes:
+        captured: Every captured value, detached; None once no space needs it.
+        samples: S.
+        losses: The batch's losses.
+        gradients: By tap, the gradient of the *summed* loss; a missing one is 0.
+        sampled: The same for the sampled labels' negative log-likelihood; None where no curvature asks for
+            it.
+    """
+
+    captured: list[Any]
+    samples: int
+    losses: BatchLosses
+    gradients: dict[int, torch.Tensor]
+    sampled: dict[int, torch.Tensor] | None
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A pass whose gradients have not been asked for yet.
+
+    Attributes:
+        run: The pass; it has no gradients yet.
+        outputs: The model's outputs.
+        loss: What the loss function returned.
+        taps: The taps by slot.
+    """
+
+    run: Pass
+    outputs: Any
+    loss: torch.Tensor
+    taps: Mapping[int, torch.Tensor]
+
+
+def run_forward(
+    lowered: Lowered, inputs: Sequence[Any], targets: Any, loss: Loss, *, sample: bool
+) -> Forward:
+    """Runs the instrumented program and the loss.
+
+    Args:
+        lowered: The lowered graph.
+        inputs: The model's arguments in order.
+        targets: What ``loss`` takes beside the outputs.
+        loss: Returns one loss a sample or their mean.
+        sample: Whether a pass over sampled labels is to come.
+    """
+    for folded in lowered.folded:
+        folded.refresh()
+    with torch.enable_grad():
+        outputs, captured = lowered.program(*inputs)
+        value = loss(outputs, targets)
+    samples = value.shape[0] if value.dim() else _batch_size(inputs)
+    taps = {slot: captured[slot] for slot in lowered.taps if value.requires_grad}
+    run = Pass(list(detached(captured)), samples, _batch_losses(value), {}, {} if sample else None)
+    return Forward(run, outputs, value, taps)
+
+
+def run_backward(
+    forward: Forward,
+    lowered: Lowered,
+    targets: Any,
+    generator: torch.Generator | None,
+    work: Callable[[SpaceProgram, Pass], None],
+) -> None:
+    """Computes the taps' gradients, and calls ``work`` for each space as soon as its own are there.
+
+    Args:
+        forward: The forward pass.
+        lowered: The lowered graph.
+        targets: The batch's targets.
+        generator: Draws the sampled labels.
+        work: What to do with a space; must not change the gradients that it finds in the pass.
+    """
+    run, loss = forward.run, forward.loss
+    whole = torch.full_like(loss, 1 if loss.dim() else run.samples)
+    arrivals = _Arrivals(lowered, run, work)
+    if run.sampled is None:
+        _stream(loss, whole, forward.taps, run.gradients, arrivals)
+    else:
+        logit_gradient = sampled_logit_gradient(forward.outputs, targets, generator)
+        slots, taps = list(forward.taps), list(forward.taps.values())
+        found = cast(
+            "Sequence[torch.Tensor | None]",
+            torch.autograd.grad(loss, taps, whole, retain_graph=True, allow_unused=True) if taps else (),
+        )
+        run.gradients.update({slot: g for slot, g in zip(slots, found, strict=True) if g is not None})
+        _stream(forward.outputs, logit_gradient, forward.taps, run.sampled, arrivals)
+    arrivals.finish()
+
+
+def detached(values: Any) -> Any:
+    """Detaches every tensor of a structure."""
+
+    def detach(leaf: Any) -> Any:
+        return leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
+
+    return pytree.tree_map(detach, values)
+
+
+class _Arrivals:
+    """Counts the gradients that each space waits for, and the spaces that still need each value."""
+
+    def __init__(self, lowered: Lowered, run: Pass, work: Callable[[SpaceProgram, Pass], None]) -> None:
+        self.run = run
+        self.work = work
+        self.waiting: dict[int, list[SpaceProgram]] = {slot: [] for slot in lowered.taps}
+        self.missing: dict[str, int] = {}
+        self.unfinished: dict[str, SpaceProgram] = {}
+        self.needed: Counter[int] = Counter()
+        self.autocast = _ambient_autocast(run.losses.mean.device)
+        for space in lowered.spaces:
+            self.unfinished[space.name] = space
+            self.missing[space.name] = len(space.taps)
+            self.needed.update(space.slots)
+            for slot in space.taps:
+                self.waiting[slot].append(space)
+
+    def arrived(self, slot: int) -> None:
+        for space in self.waiting[slot]:
+            self.missing[space.name] -= 1
+            if not self.missing[space.name]:
+                self._finish(space)
+
+    def finish(self) -> None:
+        """Works on the spaces that the loss depends on in part, or not at all."""
+        for space in list(self.unfinished.values()):
+            self._finish(space)
+
+    def _finish(self, space: SpaceProgram) -> None:
+        del self.unfinished[space.name]
+        # The engine may call from a thread of its own, which does not know the caller's autocast.
+        with torch.no_grad(), self.autocast():
+            self.work(space, self.run)
+        self.needed.subtract(space.slots)
+        for slot in space.slots:
+            if not self.needed[slot]:
+                self.run.captured[slot] = None
+                self.run.gradients.pop(slot, None)
+                if self.run.sampled is not None:
+                    self.run.sampled.pop(slot, None)
+
+
+def _stream(
+    output: torch.Tensor,
+    gradient: torch.Tensor,
+    taps: Mapping[int, torch.Tensor],
+    store: dict[int, torch.Tensor],
+    arrivals: _Arrivals,
+) -> None:
+    """Backpropagates, and hands each tap's gradient on when it is there."""
+    leaves = [tensor for tensor in taps.values() if tensor.is_leaf]
+
+    def receive(slot: int) -> Callable[[torch.Tensor], None]:
+        def hook(arriving: torch.Tensor) -> None:
+            store[slot] = arriving
+            arrivals.arrived(slot)
+
+        return hook
+
+    for slot, tensor in taps.items():
+        cast("Any", tensor).register_hook(receive(slot))
+    if leaves:
+        torch.autograd.backward(output, gradient, inputs=leaves)
+
+
+def _ambient_autocast(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+
+def _batch_size(inputs: Sequence[Any]) -> int:
+    leaves = pytree.tree_leaves(list(inputs))
+    sizes = [leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]
+    if not sizes:
+        raise MorphirError("the inputs hold no tensor with a batch dimension")
+    return sizes[0]
+
+
+def _batch_losses(loss: torch.Tensor) -> BatchLosses:
+    value = loss.detach()
+    if value.dim() > 1:
+        raise MorphirError(
+            f"the loss has shape {tuple(value.shape)}", hint="return one loss a sample, [S], or their mean"
+        )
+    return BatchLosses(value.mean(), value) if value.dim() else BatchLosses(value, None)

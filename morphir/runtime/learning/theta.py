@@ -1,0 +1,109 @@
+"""theta: one tensor of the kernel's shape for each producer of a space, learned by Adam.
+
+Rows of groups that cannot be split stay 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from morphir.ir.channels import ChannelSpace, Producer
+from morphir.ir.graph import Graph
+from morphir.ir.state import named_state
+from morphir.runtime.learning.lowering import SpaceProgram
+
+_HALF = frozenset({torch.bfloat16, torch.float16})
+
+
+@dataclass(frozen=True)
+class Theta:
+    """One producer's theta.
+
+    Attributes:
+        space: The space.
+        parameter: ``state_dict`` key of the kernel.
+        out_axis: The kernel's axis of output channels.
+        rows: For every group, its rows along ``out_axis``.
+        value: theta, of the kernel's shape, in float32 at least; requires grad.
+        mask: 1 on the rows that can be split, broadcastable; None where all can.
+    """
+
+    space: str
+    parameter: str
+    out_axis: int
+    rows: tuple[tuple[int, ...], ...]
+    value: torch.Tensor
+    mask: torch.Tensor | None
+
+    @staticmethod
+    def initial(
+        graph: Graph, space: ChannelSpace, producer: Producer, scale: float, generator: torch.Generator
+    ) -> Theta:
+        """Draws theta with ``scale`` times the kernel's root mean square."""
+        kernel = named_state(graph)[producer.parameter].detach()
+        rows = _rows(space, producer)
+        mask = _mask(space, rows, kernel, producer.out_axis)
+        dtype = torch.float32 if kernel.dtype in _HALF else kernel.dtype
+        noise = torch.randn(kernel.shape, generator=generator, dtype=torch.float64).to(kernel.device, dtype)
+        value = noise * (scale * kernel.to(dtype).square().mean().sqrt())
+        value = value if mask is None else value * mask
+        # The kernel's memory format, which theta's convolutions then share.
+        value = torch.empty_like(kernel, dtype=dtype).copy_(value).requires_grad_()
+        return Theta(space.name, producer.parameter, producer.out_axis, rows, value, mask)
+
+    def set_gradient(self, gradient: torch.Tensor) -> None:
+        """Hands the optimizer its gradient."""
+        self.value.grad = gradient if self.mask is None else gradient * self.mask
+
+    def of_group(self, group: int) -> torch.Tensor:
+        """Returns one group's theta: the kernel of its one output channel, or ``[m, ...]`` in row order."""
+        rows = self.rows[group]
+        kernels = [self.value.detach().select(self.out_axis, row) for row in rows]
+        return kernels[0].clone() if len(kernels) == 1 else torch.stack(kernels)
+
+
+def initial_thetas(
+    graph: Graph, programs: Sequence[SpaceProgram], scale: float, seed: int
+) -> dict[str, dict[str, Theta]]:
+    """Returns, for every space whose splits are learned, theta by producer parameter."""
+    generator = torch.Generator().manual_seed(seed)
+    thetas: dict[str, dict[str, Theta]] = {}
+    for program in programs:
+        if program.split is not None:
+            space, own = graph.space(program.name), dict[str, Theta]()
+            for producer in space.producers:
+                if producer.parameter not in own:
+                    own[producer.parameter] = Theta.initial(graph, space, producer, scale, generator)
+            thetas[program.name] = own
+    return thetas
+
+
+def group_kernels(thetas: Mapping[str, Theta], group: int) -> dict[str, torch.Tensor]:
+    """Returns the theta of one split, by producer parameter."""
+    return {parameter: theta.of_group(group) for parameter, theta in thetas.items()}
+
+
+def _rows(space: ChannelSpace, producer: Producer) -> tuple[tuple[int, ...], ...]:
+    binding = space.binding(producer.parameter, producer.out_axis)
+    assert binding is not None
+    rows: list[list[int]] = [[] for _ in range(space.width)]
+    for row, group in enumerate(binding.groups):
+        if group >= 0:
+            rows[group].append(row)
+    return tuple(map(tuple, rows))
+
+
+def _mask(
+    space: ChannelSpace, rows: Sequence[Sequence[int]], kernel: torch.Tensor, out_axis: int
+) -> torch.Tensor | None:
+    groups = zip(space.verdicts, rows, strict=True)
+    splittable = {row for verdict, own in groups if verdict.kind == "exact" for row in own}
+    keep = [float(row in splittable) for row in range(kernel.shape[out_axis])]
+    if all(keep):
+        return None
+    shape = [1] * kernel.dim()
+    shape[out_axis] = -1
+    return torch.tensor(keep, device=kernel.device).view(shape)

@@ -1,0 +1,102 @@
+"""A private copy of a graph's program to learn on: same modules and parameters, other wiring.
+
+Nothing in the copy is computed in place, so that every value can be kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from morphir.ir.channels import Value
+from morphir.ir.graph import Graph
+from morphir.runtime.learning.folded_norm import FoldedNorm
+
+
+@dataclass(frozen=True)
+class WorkingCopy:
+    """The copied program, open for edits.
+
+    Attributes:
+        module: The program; shares modules and parameters with the graph.
+        nodes: Node name in the graph to the node that computes its value now.
+        values: What the analysis found about each node's value.
+        folded: The folded operators.
+    """
+
+    module: fx.GraphModule
+    nodes: dict[str, fx.Node]
+    values: dict[fx.Node, tuple[Value, ...]]
+    folded: dict[fx.Node, FoldedNorm]
+
+    def leaf(self, node: fx.Node) -> nn.Module | None:
+        """Returns the module that a ``call_module`` node calls."""
+        return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def replace(self, node: fx.Node, module: nn.Module) -> None:
+        """Makes a ``call_module`` node call another module."""
+        path = f"_morphir_{node.name}"
+        self.module.add_submodule(path, module)
+        node.target = path
+
+
+def working_copy(graph: Graph) -> WorkingCopy:
+    """Copies a graph's program, with nothing computed in place."""
+    program = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    output = program.graph_copy(graph.graph, copied)
+    program.output(output)
+    module = fx.GraphModule(graph, program)
+    module.training = False
+    originals = {new: old for old, new in copied.items()}
+    # GraphModule takes over the graph that it is given, nodes included.
+    nodes = {originals[node].name: node for node in module.graph.nodes if node in originals}
+    values = {node: graph.channels.values.get(name, ()) for name, node in nodes.items()}
+    work = WorkingCopy(module, nodes, values, {})
+    _undo_in_place(work)
+    return work
+
+
+def _undo_in_place(work: WorkingCopy) -> None:
+    for node in list(work.module.graph.nodes):
+        leaf = work.leaf(node)
+        if leaf is not None and getattr(leaf, "inplace", False) is True:
+            twin = copy.copy(leaf)
+            twin.__dict__["inplace"] = False
+            twin.training = False
+            work.replace(node, twin)
+            _follow_writes(node)
+        elif node.kwargs.get("inplace") is True:
+            node.update_kwarg("inplace", False)
+            _follow_writes(node)
+        elif (pure := _pure_form(node)) is not None:
+            node.target = pure
+            _follow_writes(node)
+
+
+def _pure_form(node: fx.Node) -> str | Callable[..., Any] | None:
+    """Returns the out-of-place form of ``add_`` and the like."""
+    if node.op == "call_method":
+        name = str(node.target)
+        pure = name.removesuffix("_")
+        return (
+            pure if name.endswith("_") and not name.endswith("__") and hasattr(torch.Tensor, pure) else None
+        )
+    if node.op == "call_function" and not isinstance(node.target, str):
+        name = getattr(node.target, "__name__", "")
+        home = torch if getattr(torch, name, None) is node.target else torch.nn.functional
+        if name.endswith("_") and getattr(home, name, None) is node.target:
+            return getattr(home, name.removesuffix("_"), None)
+    return None
+
+
+def _follow_writes(node: fx.Node) -> None:
+    """Whoever read the overwritten value after the write now reads what was written."""
+    written = node.args[0] if node.args else node.kwargs.get("input")
+    if isinstance(written, fx.Node):
+        written.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node and node < user)

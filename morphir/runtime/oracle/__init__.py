@@ -1,0 +1,1 @@
+"""The proof of a graph's rewrites by numbers: splits, prunes, plans and exports in float64."""

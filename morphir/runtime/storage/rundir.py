@@ -1,0 +1,112 @@
+"""The run directory: what a growth run leaves on disk. docs/run-directory.md says what each file is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import torch as safetensors_torch
+
+from morphir.errors import MorphirError
+from morphir.ir.graph import Graph
+from morphir.ir.printer import print_graph
+from morphir.ir.remarks import Remark
+from morphir.runtime.growing.config import GrowthConfig
+from morphir.runtime.storage.files import read_json, to_json, write_atomic
+from morphir.runtime.storage.widths import plot_widths
+
+
+class RunDirectory:
+    """Names and writes the files of one run.
+
+    Args:
+        path: The directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+
+    def create(self, config: GrowthConfig, graph: Graph) -> None:
+        """Starts a run.
+
+        Raises:
+            MorphirError: if the directory holds something, or cannot be written.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise MorphirError(
+                f"{self.path} is there and not empty",
+                hint="continue the run in it with resume (--resume), or choose another directory",
+            )
+        data = {"config": config.model_dump(mode="json"), "network": fingerprint(graph)}
+        write_atomic(self.config, to_json(data))
+        self.write_ir(graph, 0)
+
+    def reopen(self, config: GrowthConfig, graph: Graph) -> None:
+        """Continues a run.
+
+        Raises:
+            MorphirError: if there is none, or it was started with another configuration or network.
+        """
+        if not self.config.exists():
+            raise MorphirError(
+                f"there is no run to resume in {self.path}", hint="leave resume out to start one"
+            )
+        saved = read_json(self.config)
+        differences = GrowthConfig.of(saved["config"]).differences(config)
+        if differences:
+            listed = ", ".join(f"{k}: {was!r} then, {now!r} now" for k, (was, now) in differences.items())
+            raise MorphirError(
+                f"the run in {self.path} was started with another configuration ({listed})",
+                hint="resume with the same configuration, or start a new run in another directory",
+            )
+        if saved["network"] != fingerprint(graph):
+            raise MorphirError(
+                f"the run in {self.path} was started from another network",
+                hint="resume with a fresh trace of the same model",
+            )
+
+    def write_ir(self, graph: Graph, phase: int) -> None:
+        """Writes the textual IR as it is after a phase; phase 0 is the seed."""
+        write_atomic(self.path / "ir" / f"phase-{phase:02d}.txt", print_graph(graph).encode())
+
+    def write_rewrites(self, graph: Graph) -> None:
+        """Writes every rewrite so far: index maps as JSON, thetas as safetensors."""
+        tensors = {key: value.cpu() for rewrite in graph.history for key, value in rewrite.tensors().items()}
+        write_atomic(self.path / "rewrites.safetensors", safetensors_torch.save(tensors))
+        write_atomic(self.path / "rewrites.json", to_json([rewrite.to_json() for rewrite in graph.history]))
+
+    def write_remarks(self, remarks: Sequence[Remark], phase: int) -> None:
+        """Writes what was applied and missed in a phase."""
+        data = [remark.to_json() for remark in remarks]
+        write_atomic(self.path / "remarks" / f"phase-{phase:02d}.json", to_json(data))
+
+    def write_widths(self, graph: Graph, widths: Sequence[Mapping[str, int]]) -> None:
+        """Draws the widths of the seed and after each phase, of the spaces that are not wholly frozen."""
+        free = {
+            name for name, space in graph.spaces.items() if any(v.kind != "frozen" for v in space.verdicts)
+        }
+        drawn = [{name: width for name, width in point.items() if name in free} for point in widths]
+        labels = ["seed", *(f"after phase {phase}" for phase in range(1, len(widths)))]
+        write_atomic(self.path / "widths.svg", plot_widths(drawn, labels))
+
+
+def read_config(path: Path) -> GrowthConfig:
+    """Returns the configuration of the run in a directory.
+
+    Raises:
+        MorphirError: if there is none.
+    """
+    saved: Mapping[str, Any] = read_json(path / "config.json")
+    return GrowthConfig.of(saved["config"])
+
+
+def fingerprint(graph: Graph) -> str:
+    """Returns a hash of what a network is made of: names, shapes and types of its parameters and buffers."""
+    state = {key: [list(tensor.shape), str(tensor.dtype)] for key, tensor in graph.state_dict().items()}
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,291 @@
+"""What a user of the learner relies on: nothing of theirs changes, scores mean what they say, runs
+continue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from morphir.analysis.cost import delta_cost
+from morphir.analysis.spaces import trace
+from morphir.errors import MorphirError
+from morphir.ir.graph import Graph
+from morphir.morphisms.prune import Prune
+from morphir.morphisms.split import Split
+from morphir.runtime.learning.learner import Learner
+from passes.transform import transform
+
+CLASSES = 3
+
+
+def _model() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 5, 3, padding=1),
+        nn.Dropout(0.5),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(5 * 16, CLASSES),
+    )
+
+
+def _graph(dtype: torch.dtype = torch.float64) -> Graph:
+    return trace(_model().to(dtype), torch.zeros(2, 3, 8, 8, dtype=dtype))
+
+
+def _batch(samples: int = 6, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(samples, 3, 8, 8, dtype=dtype), torch.randint(0, CLASSES, (samples,))
+
+
+def _per_sample(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def _deltas(learner: Learner) -> torch.Tensor:
+    return torch.tensor([score.delta_loss for score in learner.scores()], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_users_graph_is_untouched(fails: bool) -> None:
+    graph = _graph()
+    graph.train()
+    graph.get_submodule("1").eval()
+    graph.get_parameter("4.bias").requires_grad_(False)
+    for parameter in graph.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    modes = [module.training for module in graph.modules()]
+    flags = [parameter.requires_grad for parameter in graph.parameters()]
+    state = {key: value.clone() for key, value in graph.state_dict().items()}
+    code, images_and_labels = graph.code, _batch()
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if fails:
+            raise ZeroDivisionError
+        return functional.cross_entropy(outputs, targets)
+
+    learner = Learner(graph, loss)
+    if fails:
+        with pytest.raises(ZeroDivisionError):
+            learner.step(*images_and_labels)
+    else:
+        learner.step(*images_and_labels)
+    assert [module.training for module in graph.modules()] == modes
+    assert [parameter.requires_grad for parameter in graph.parameters()] == flags
+    assert all(bool((parameter.grad == 3).all()) for parameter in graph.parameters())
+    assert graph.code == code
+    assert all(torch.equal(value, state[key]) for key, value in graph.state_dict().items())
+
+
+def test_step_returns_the_evaluation_mode_loss_and_outputs() -> None:
+    graph, (images, labels) = _graph(), _batch()
+    result = Learner(graph.train(), functional.cross_entropy).step(images, labels)
+    expected = graph.eval()(images)
+    torch.testing.assert_close(result.outputs, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        result.loss, functional.cross_entropy(expected, labels).detach(), rtol=1e-12, atol=0
+    )
+
+
+@pytest.mark.parametrize("curvature", ["batch", "fisher", "mixed", "empirical-fisher"])
+def test_mean_and_per_sample_losses_agree(curvature: str) -> None:
+    graph, batch, found = _graph(), _batch(), []
+    for loss in (functional.cross_entropy, _per_sample):
+        learner = Learner(graph, loss, learn_curvature=curvature, score_curvature=curvature, init_scale=0.5)
+        for _ in range(3):
+            learner.step(*batch)
+        found.append(_deltas(learner))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
+
+
+def test_scores_average_the_batches_with_the_bias_corrected() -> None:
+    graph, batches, ema = _graph(), [_batch() for _ in range(4)], 0.3
+    averaged = Learner(graph, _per_sample, lr=0.0, ema=ema)
+    alone = []
+    for batch in batches:
+        averaged.step(*batch)
+        single = Learner(graph, _per_sample, lr=0.0, ema=ema)
+        single.step(*batch)
+        alone.append(_deltas(single))
+    weights = torch.tensor([ema * (1 - ema) ** age for age in (3, 2, 1, 0)], dtype=torch.float64)
+    expected = (torch.stack(alone) * weights[:, None]).sum(0) / weights.sum()
+    torch.testing.assert_close(_deltas(averaged), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_learned_splits_decrease_the_loss_when_applied() -> None:
+    graph, (images, labels) = _graph().eval(), _batch(32)
+    learner = Learner(graph, functional.cross_entropy, init_scale=0.3)
+    for _ in range(60):
+        learner.step(images, labels)
+    best = min((s for s in learner.scores() if isinstance(s.morphism, Split)), key=lambda s: s.delta_loss)
+    before = functional.cross_entropy(graph(images), labels).item()
+    parameters = sum(parameter.numel() for parameter in graph.parameters())
+    transform(graph, [best.morphism])
+    after = functional.cross_entropy(graph.eval()(images), labels).item()
+    assert best.delta_loss < 0
+    assert after - before < 0.3 * best.delta_loss
+    assert sum(parameter.numel() for parameter in graph.parameters()) - parameters == best.delta_parameters
+
+
+def test_scores_name_every_legal_morphism_with_its_cost() -> None:
+    graph = _graph()
+    learner = Learner(graph, functional.cross_entropy)
+    learner.step(*_batch())
+    scores = learner.scores()
+    kinds = [(type(s.morphism), s.morphism.space, s.morphism.index) for s in scores]
+    expected = [
+        (kind, name, index)
+        for name, space in graph.spaces.items()
+        for kind in (Split, Prune)
+        for index in range(space.width)
+        if space.verdict(index).kind == "exact"
+    ]
+    assert kinds == expected and len(expected) == 18
+    for score in scores:
+        kind = "split" if isinstance(score.morphism, Split) else "prune"
+        cost = delta_cost(graph, kind, score.morphism.space, score.morphism.index)
+        assert (score.delta_parameters, score.delta_macs) == (cost.parameters, cost.macs)
+
+
+@pytest.mark.parametrize("curvature", ["batch", "mixed"])
+def test_resuming_is_bit_identical(curvature: str) -> None:
+    graph, batches = _graph(torch.float32), [_batch(dtype=torch.float32) for _ in range(5)]
+    options: dict[str, Any] = {"learn_curvature": curvature, "score_curvature": curvature}
+    whole = Learner(graph, functional.cross_entropy, **options)
+    for batch in batches[:2]:
+        whole.step(*batch)
+    saved = whole.state_dict()
+    assert all(isinstance(value, (torch.Tensor, int, float)) for value in saved.values())
+    resumed = Learner(graph, functional.cross_entropy, seed=7, **options)
+    resumed.load_state_dict(saved)
+    for batch in batches[2:]:
+        whole.step(*batch)
+        resumed.step(*batch)
+    assert torch.equal(_deltas(whole), _deltas(resumed))
+    ends = whole.state_dict(), resumed.state_dict()
+    assert ends[0].keys() == ends[1].keys()
+    for key, value in ends[0].items():
+        other = ends[1][key]
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+
+
+def test_state_of_another_graph_is_refused_and_changes_nothing() -> None:
+    learner = Learner(_graph(), functional.cross_entropy)
+    other = trace(nn.Sequential(nn.Conv2d(3, 7, 3), nn.ReLU(), nn.Conv2d(7, 2, 3)), torch.zeros(2, 3, 8, 8))
+    before = learner.state_dict()
+    with pytest.raises(MorphirError, match="another graph"):
+        learner.load_state_dict(Learner(other, functional.cross_entropy).state_dict())
+    for key, value in before.items():
+        now = learner.state_dict()[key]
+        assert torch.equal(value, now) if isinstance(value, torch.Tensor) else value == now
+
+
+class _NoHostReads(TorchDispatchMode):
+    """Fails on the operators that wait for the device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "multinomial"}, name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("curvature", ["batch", "mixed"])
+def test_a_step_reads_nothing_back(curvature: str) -> None:
+    graph = _graph()
+    learner = Learner(graph, functional.cross_entropy, learn_curvature=curvature, score_curvature=curvature)
+    batch = _batch()
+    with _NoHostReads():
+        learner.step(*batch)
+        learner.step(*batch)
+
+
+def test_every_tensor_of_a_step_is_on_the_graphs_device() -> None:
+    """The meta device stands for any but the CPU: it refuses mixed devices, and has no values to read."""
+    graph = _graph(torch.float32).to("meta")
+    learner = Learner(graph, functional.cross_entropy)
+    images, labels = _batch(dtype=torch.float32)
+    result = learner.step(images.to("meta"), labels.to("meta"))
+    state = learner.state_dict()
+    assert result.loss.device.type == "meta"
+    assert {
+        value.device.type for value in state.values() if isinstance(value, torch.Tensor) and value.dim()
+    } == {"meta"}
+
+
+def test_autocast_and_channels_last() -> None:
+    graph, (images, labels) = _graph(torch.float32), _batch(dtype=torch.float32)
+    expected = Learner(graph, functional.cross_entropy, init_scale=0.5)
+    expected.step(images, labels)
+    graph.to(memory_format=torch.channels_last)
+    learner = Learner(graph, functional.cross_entropy, init_scale=0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        learner.step(images.to(memory_format=torch.channels_last), labels)
+    assert {v.dtype for k, v in learner.state_dict().items() if k.startswith(("theta", "average"))} == {
+        torch.float32
+    }
+    scale = float(_deltas(expected).abs().max())
+    torch.testing.assert_close(_deltas(learner), _deltas(expected), rtol=0.1, atol=0.05 * scale)
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_step() -> None:
+    learner = Learner(_graph(), functional.cross_entropy)
+    images, labels = _batch()
+    learner.step(images, labels)
+    learner.step(images * float("nan"), labels)
+    learner.step(images, labels)
+    with pytest.raises(MorphirError, match="learning step 2 was not finite"):
+        learner.scores()
+
+
+def test_a_rewritten_or_moved_graph_needs_a_new_learner() -> None:
+    graph, batch = _graph(), _batch()
+    learner = Learner(graph, functional.cross_entropy)
+    learner.step(*batch)
+    transform(graph, [Prune("0", 1)])
+    with pytest.raises(MorphirError, match="new Learner"):
+        learner.step(*batch)
+    Learner(graph, functional.cross_entropy).step(*batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learn_curvature": "hessian"}, "no curvature 'hessian'"),
+        ({"spaces": ["nowhere"]}, "no channel space 'nowhere'"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(MorphirError, match=message):
+        Learner(_graph(), functional.cross_entropy, **options)
+
+
+def test_losses_that_the_curvature_cannot_use() -> None:
+    images, labels = _batch()
+    with pytest.raises(MorphirError, match='reduction="none"'):
+        Learner(_graph(), functional.cross_entropy, learn_curvature="sample").step(images, labels)
+    regression = Learner(
+        _graph(), lambda outputs, targets: (outputs - targets).square().mean(), score_curvature="fisher"
+    )
+    with pytest.raises(MorphirError, match="one integer label a sample"):
+        regression.step(images, torch.randn(6, CLASSES, dtype=torch.float64))
+    per_pixel = Learner(_graph(), lambda outputs, targets: outputs)
+    with pytest.raises(MorphirError, match="one loss a sample"):
+        per_pixel.step(images, labels)
+
+
+def test_scores_before_the_first_step_are_refused() -> None:
+    with pytest.raises(MorphirError, match="no step yet"):
+        Learner(_graph(), functional.cross_entropy).scores()
+
+
+def test_only_the_named_spaces_are_worked_on() -> None:
+    learner = Learner(_graph(), functional.cross_entropy, spaces=["4"])
+    learner.step(*_batch())
+    assert {score.morphism.space for score in learner.scores()} == {"4"}

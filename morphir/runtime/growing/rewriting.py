@@ -15,6 +15,7 @@ from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.plan import copies_of, index_maps
 from morphir.runtime.growing.events import GraphRewritten
+from morphir.runtime.growing.following import leave_out_refused
 from morphir.runtime.growing.line_search import Trial, best, scaled, search
 from morphir.runtime.growing.run_state import Job
 from morphir.runtime.growing.selection import SelectionRules, select
@@ -37,6 +38,7 @@ def rewrite_graph(
         used=_resources(cost(graph)),
         measure=lambda morphisms: _resources(cost(graph) + _delta(graph, morphisms)),
     )
+    selection = leave_out_refused(graph, selection)
     if not selection.taken:
         return GraphRewritten(graph, phase, selection, None, (), selection.remarks)
     trials = _try_factors(job, selection.morphisms)

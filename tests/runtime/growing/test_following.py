@@ -1,0 +1,45 @@
+"""What the program cannot follow is left out with a typed remark, and the rest is applied."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from morphir.analysis.spaces import trace
+from morphir.morphisms.split import Split
+from morphir.runtime.growing.following import leave_out_refused
+from morphir.runtime.growing.selection import Selection
+from morphir.runtime.learning.learner import Score
+from passes.transform import transform
+
+
+class HalvedSize(nn.Module):
+    """A view whose size is computed from another: one more channel, and it no longer fits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 1)
+        self.second = nn.Conv2d(4, 4, 1)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(x).relu()).mean((2, 3))
+        return self.out(x.view(-1, 2 * (x.size(1) // 2)))
+
+
+def test_the_refused_space_is_left_out_and_said() -> None:
+    graph = trace(HalvedSize().eval(), torch.randn(2, 3, 5, 5))
+    scores = tuple(Score(Split(space, 1), -1.0, 1, 1) for space in ("first", "second"))
+    selection = leave_out_refused(graph, Selection(scores, ()))
+    assert [str(morphism) for morphism in selection.morphisms] == ["split first[1]"]
+    assert [(r.kind, r.code, r.space) for r in selection.remarks] == [
+        ("refused", "does-not-follow", "second")
+    ]
+    transform(graph, selection.morphisms)
+    assert graph.spaces["first"].width == 5
+
+
+def test_what_follows_is_left_as_it_is() -> None:
+    graph = trace(HalvedSize().eval(), torch.randn(2, 3, 5, 5))
+    selection = Selection((Score(Split("first", 0), -1.0, 1, 1),), ())
+    assert leave_out_refused(graph, selection) is selection

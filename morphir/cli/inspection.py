@@ -17,10 +17,12 @@ from morphir.cli.runs import load_subject
 from morphir.ir.channels import ChannelSpace, Verdict, VerdictKind
 from morphir.ir.graph import Graph
 from morphir.ir.printer import print_graph
+from morphir.morphisms.prune import Prune
+from morphir.morphisms.split import Split
 
 _ALLOWING: dict[Literal["split", "prune"], tuple[VerdictKind, ...]] = {
-    "split": ("exact",),
-    "prune": ("exact", "prune-only"),
+    "split": Split.allowed,
+    "prune": Prune.allowed,
 }
 
 

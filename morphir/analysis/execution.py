@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import (
 from morphir.analysis.labels import AxisLabels, Facts, LabelledValue, Layers
 from morphir.analysis.literals import constrain_literals
 from morphir.analysis.rules import MixingUse, Operation, Origin, apply_rule, iteration_spaces, result_origin
+from morphir.analysis.sizes import Sizes, follow_sizes
 from morphir.ir.graph import Graph
 from morphir.ir.state import evaluation_mode, named_state
 from morphir.ir.trace import keywords_in_order
@@ -99,6 +100,7 @@ class _LabelledInterpreter(fx.Interpreter):
     def __init__(self, graph: Graph, recorder: _Recorder) -> None:
         super().__init__(graph, garbage_collect_values=False)
         self.recorder = recorder
+        self.sizes: Sizes = {}
 
     def run_node(self, n: fx.Node) -> Any:
         self.recorder.node = n.name
@@ -113,6 +115,7 @@ class _LabelledInterpreter(fx.Interpreter):
         ]
         with _disable_current_modes():
             constrain_literals(n, execution.values, execution.facts)
+            follow_sizes(n, execution.values, self.sizes, execution.facts)
             if n.op == "output":
                 self._freeze_outputs(n)
         return result

@@ -9,11 +9,13 @@ on the model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from morphir.errors import MorphirError, TraceError
 from morphir.ir.graph import ExampleInputs, Graph
@@ -58,25 +60,44 @@ def trace_program(model: nn.Module, example_inputs: ExampleArgument) -> Graph:
     if not isinstance(cast("object", model), nn.Module):
         raise TraceError(f"expected an nn.Module, got {type(model).__name__}")
     args, kwargs = split_inputs(example_inputs)
-    root = copy.deepcopy(model)
-    program = _trace_both_modes(root)
+    root = _copy(model)
+    program, same_in_both_modes = _trace_both_modes(root)
     _check_arguments(program, args, kwargs)
     module_types = {path: type(module).__name__ for path, module in submodules(model)}
     graph = Graph(root, program, inputs=ExampleInputs.of(args, kwargs), module_types=module_types)
-    _check_runs(graph, args, kwargs)
+    outputs = _check_runs(graph, args, kwargs)
+    if same_in_both_modes or not root.training:
+        _check_outputs(root, outputs, args, kwargs)
     return graph
 
 
-def _trace_both_modes(root: nn.Module) -> fx.Graph:
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} cannot be copied: {error}",
+            hint="hold no tensors computed by autograd, as the old torch.nn.utils.weight_norm does; "
+            "torch.nn.utils.parametrizations has its successors",
+        ) from error
+
+
+def _trace_both_modes(root: nn.Module) -> tuple[fx.Graph, bool]:
+    """Returns the program of the model's own mode, and whether it is the other mode's as well."""
     training = root.training
     modes = training_modes(root)
     current = _trace_once(root)
     root.train(not training)
     other = _try_trace(root)
     restore_modes(root, modes)
-    if other is not None:
+    same = other is not None and _operations(current) == _operations(other)
+    if other is not None and same:
         _read_training_flag(current, other, training)
-    return current
+    return current, same
+
+
+def _operations(program: fx.Graph) -> list[tuple[str, object]]:
+    return [(node.op, node.target) for node in program.nodes]
 
 
 def _try_trace(root: nn.Module) -> fx.Graph | None:
@@ -104,8 +125,6 @@ def _trace_once(root: nn.Module) -> fx.Graph:
 def _read_training_flag(current: fx.Graph, other: fx.Graph, training: bool) -> None:
     """Replaces boolean literals that follow the mode by a read of ``self.training``."""
     here, there = list(current.nodes), list(other.nodes)
-    if [(n.op, n.target) for n in here] != [(n.op, n.target) for n in there]:
-        return
     flag: fx.Node | None = None
     for node, twin in zip(here, there, strict=True):
         follows = [
@@ -138,12 +157,13 @@ def _check_arguments(program: fx.Graph, args: tuple[Any, ...], kwargs: Mapping[s
         )
 
 
-def _check_runs(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _check_runs(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Runs the program once in evaluation mode, so that a shape mismatch is named here and not later."""
     runner = _NamingInterpreter(graph)
     try:
-        with torch.no_grad(), evaluation_mode(graph):
-            runner.run(*args, *keywords_in_order(graph, len(args), kwargs))
+        with torch.no_grad(), evaluation_mode(graph), _fixed_randomness():
+            args, kwargs = _cloned(args), _cloned(kwargs)
+            return runner.run(*args, *keywords_in_order(graph, len(args), kwargs))
     except Exception as error:
         node = runner.current
         raise TraceError(
@@ -152,6 +172,54 @@ def _check_runs(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
             source=None if node is None else node.meta.get("source"),
             hint="check the example inputs' shapes, dtypes and device",
         ) from error
+
+
+def _check_outputs(root: nn.Module, outputs: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Compares the program with the model: fx records ``v += 1`` on a view as an addition beside it."""
+    with torch.no_grad(), evaluation_mode(root), _fixed_randomness():
+        wanted = root(*_cloned(args), **_cloned(dict(kwargs)))
+    mine, theirs = pytree.tree_leaves(outputs), pytree.tree_leaves(wanted)
+    if len(mine) != len(theirs) or not all(map(_agree, mine, theirs)):
+        raise TraceError(
+            f"the program that torch.fx traced computes something else than {type(root).__name__}",
+            hint="fx does not follow writes through views (as v = x[:, :2]; v += 1) or changes of Python "
+            "state; write such a step out of place, or move it into a module of its own that is a leaf",
+        )
+
+
+def _agree(found: Any, true: Any) -> bool:
+    """Whether two results are the same up to the device's rounding."""
+    if not isinstance(found, torch.Tensor) or not isinstance(true, torch.Tensor):
+        return isinstance(found, torch.Tensor) == isinstance(true, torch.Tensor)
+    if found.shape != true.shape or found.dtype != true.dtype:
+        return False
+    if true.is_meta:
+        return True
+    if not true.is_floating_point():
+        return torch.equal(found, true)
+    scale = float(true.abs().nan_to_num(posinf=0.0).amax()) if true.numel() else 0.0
+    return torch.allclose(found, true, rtol=1e-2, atol=1e-2 * scale, equal_nan=True)
+
+
+def _cloned(values: Any) -> Any:
+    """Copies the tensors: a model may write into its inputs."""
+
+    def clone(leaf: Any) -> Any:
+        return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
+
+    return pytree.tree_map(clone, values)
+
+
+@contextmanager
+def _fixed_randomness() -> Generator[None]:
+    """The same random draws inside each block, and none outside disturbed."""
+    # torch.manual_seed would also queue a seed for a CUDA that is not initialised yet.
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):  # pyright: ignore[reportUnknownMemberType]
+        torch.default_generator.manual_seed(0)
+        if devices:
+            torch.cuda.manual_seed_all(0)
+        yield
 
 
 class _NamingInterpreter(fx.Interpreter):

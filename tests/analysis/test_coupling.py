@@ -501,3 +501,34 @@ def test_labels_are_read_by_training_and_evaluation_graphs_alike() -> None:
     assert train.spaces == evaluate.spaces
     assert train.training
     assert not evaluate.training
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        lambda h: h / h.size(1),
+        lambda h: h * h.shape[1] ** -0.5,
+        lambda h: h / h.numel(),
+        lambda h: h + h.sum(1, keepdim=True) / h.shape[-3],
+    ],
+)
+def test_a_channel_count_used_as_a_value_freezes_the_channels(scale: Callable[[Tensor], Tensor]) -> None:
+    graph = traced(
+        lambda net, x: net.b(scale(net.a(x))), 2, 3, 5, 5, a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(2, 3, 1)
+    )
+    assert {(v.kind, v.code) for v in graph.spaces["a"].verdicts} == {("frozen", "size-as-value")}
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        lambda h: h / h.size(0) / h.size(2) / h.shape[-1],
+        lambda h: h.view(h.size(0), h.size(1), -1).reshape(h.shape),
+        lambda h: h + F.interpolate(h, size=h.shape[2:]),
+    ],
+)
+def test_other_sizes_and_shapes_leave_the_channels_exact(scale: Callable[[Tensor], Tensor]) -> None:
+    graph = traced(
+        lambda net, x: net.b(scale(net.a(x))), 2, 3, 5, 5, a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(2, 3, 1)
+    )
+    assert kinds(graph, "a") == EXACT

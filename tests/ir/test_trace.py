@@ -203,3 +203,45 @@ def test_an_unknown_space_or_group_is_named() -> None:
         graph.space("three")
     with pytest.raises(MorphirError, match=r"'two' has no channel group 2\n.*0 to 1"):
         graph.space("two").verdict(2)
+
+
+class _WritesThroughAView(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        view = h.permute(0, 2, 3, 1)
+        view += 1
+        return h
+
+
+def test_a_program_that_fx_traced_wrongly_is_refused() -> None:
+    with pytest.raises(TraceError, match="computes something else than _WritesThroughAView"):
+        trace(_WritesThroughAView(), torch.randn(2, 3, 4, 4))
+
+
+def test_a_random_model_is_compared_under_one_seed_and_draws_nothing_from_the_users() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.randn_like(x)
+
+    x = torch.randn(2, 3)
+    before = torch.get_rng_state()
+    trace(Noisy(), x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_example_inputs_that_the_model_writes_into_are_left_alone() -> None:
+    x = torch.randn(2, 3)
+    before = x.clone()
+    trace(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)), x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_model_that_cannot_be_copied_is_a_trace_error() -> None:
+    old_style = torch.nn.utils.weight_norm(nn.Linear(3, 2))
+    with pytest.raises(TraceError, match="cannot be copied"):
+        trace(old_style, torch.randn(2, 3))

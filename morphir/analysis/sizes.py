@@ -1,0 +1,98 @@
+"""Sizes that the program reads: a channel count that becomes a value changes the function with the channels.
+
+``h.view(h.size(0), -1)`` follows any rewrite; ``h * h.size(1) ** -0.5`` computes another function of another
+number of channels. Every size is followed from where it is read; what shapes a tensor may take it, anything
+else freezes the channels that it counts.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.nn import functional
+
+from morphir.analysis.labels import Facts, LabelledValue, Layers, label_dims
+
+Labelled = Mapping[str, Sequence[LabelledValue]]
+Sizes = dict[str, "tuple[Layers, ...]"]
+
+_METHODS = frozenset(
+    (
+        *("view", "reshape", "expand", "broadcast_to", "unflatten", "repeat", "narrow", "roll", "tile"),
+        *("split", "split_with_sizes", "chunk", "tensor_split", "new_zeros", "new_ones", "new_empty"),
+    )
+)
+_FUNCTIONS: tuple[Any, ...] = (
+    *(operator.getitem, torch.reshape, torch.Tensor.view, torch.broadcast_to, torch.unflatten),
+    *(torch.split, torch.chunk, torch.tensor_split, torch.narrow, torch.roll, torch.tile),
+    *(torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.arange, torch.linspace),
+    *(functional.layer_norm, torch.layer_norm, functional.rms_norm, functional.interpolate),
+    *(functional.conv1d, functional.conv2d, functional.conv3d, torch.conv1d, torch.conv2d, torch.conv3d),
+    *(functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d),
+)
+
+
+def follow_sizes(node: fx.Node, labelled: Labelled, sizes: Sizes, facts: Facts) -> None:
+    """Notes which channels the sizes that ``node`` yields count, and freezes those that become a value.
+
+    Args:
+        node: The node that just ran.
+        labelled: Node name to the tensors that it yields.
+        sizes: Node name to the layers that each of its sizes counts; the node's own are added.
+        facts: Takes the restrictions.
+    """
+    read = _read(node, labelled)
+    used = [layers for source in node.all_input_nodes for layers in sizes.get(source.name, ())]
+    if read is not None:
+        sizes[node.name] = read
+    elif used and not labelled[node.name]:
+        sizes[node.name] = _passed(node, sizes, used)
+    elif used and not _takes_sizes(node):
+        layers = [layer for part in used for layer in part]
+        facts.restrict(
+            layers, "frozen", "size-as-value", "their number is used as a value, not as a shape", node.name
+        )
+
+
+def _read(node: fx.Node, labelled: Labelled) -> tuple[Layers, ...] | None:
+    """Returns the layers along each dimension that is read; None where the node reads no size."""
+    source = node.args[0] if node.args else None
+    values = labelled.get(source.name, ()) if isinstance(source, fx.Node) else ()
+    if len(values) != 1:
+        return None
+    (value,) = values
+    if (node.op == "call_method" and node.target in {"numel", "nelement"}) or node.target is torch.numel:
+        return (value.layers,)
+    every = tuple(tuple(x for x in value.layers if dim in label_dims(x)) for dim in range(len(value.shape)))
+    if node.target is getattr and node.args[1] == "shape":
+        return every
+    if node.op != "call_method" or node.target != "size":
+        return None
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    return (every[dim],) if isinstance(dim, int) else every
+
+
+def _passed(node: fx.Node, sizes: Sizes, used: Sequence[Layers]) -> tuple[Layers, ...]:
+    """Picks from several sizes, or gathers what a number computed from sizes counts."""
+    source = node.args[0]
+    if node.target is operator.getitem and isinstance(source, fx.Node) and source.name in sizes:
+        index: Any = node.args[1]
+        if isinstance(index, int):
+            return (sizes[source.name][index],)
+        if (
+            type(index) is slice
+            and not isinstance(index.start, fx.Node)
+            and not isinstance(index.stop, fx.Node)
+        ):
+            return sizes[source.name][index]
+    return (tuple(layer for layers in used for layer in layers),)
+
+
+def _takes_sizes(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _METHODS
+    return node.op == "output" or node.target in _FUNCTIONS

@@ -155,17 +155,14 @@ def _new_shapes(
 
 
 def _set_module_attributes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    by_module: dict[str, dict[str, tuple[int, ...]]] = {}
-    for key, shape in shapes.items():
-        path, _, name = key.rpartition(".")
-        by_module.setdefault(path, {})[name] = shape
-    for path in by_module:
-        module = graph.get_submodule(path)
-        own = {
-            name: by_module[path].get(name, tuple(tensor.shape)) for name, tensor in own_state(module).items()
-        }
-        for attribute, value in module_attributes(module, own).items():
-            setattr(module, attribute, value)
+    # By identity: a shared parameter shapes every module that holds it, whatever its first name is.
+    shape_of = {id(_tensor(graph, key)): shape for key, shape in shapes.items()}
+    for module in graph.modules():
+        held = own_state(module)
+        if any(id(tensor) in shape_of for tensor in held.values()):
+            own = {name: shape_of.get(id(tensor), tuple(tensor.shape)) for name, tensor in held.items()}
+            for attribute, value in module_attributes(module, own).items():
+                setattr(module, attribute, value)
 
 
 def _check_widths(before: ChannelLayer, after: ChannelLayer, maps: Sequence[IndexMap]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import optim
 
-from morphir.ir.graph import Graph
+from morphir.errors import RewriteError
+from morphir.ir.graph import Graph, check_graph
 from morphir.ir.index_map import IndexMap, Rewrite
 from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
@@ -53,7 +55,8 @@ def transform(
     Raises:
         MorphirError: for a morphism that is not legal; graph and optimizer are left as they were.
     """
-    wanted = tuple(morphisms)
+    check_graph(graph)
+    wanted = _checked(morphisms)
     index_maps(graph, wanted)
     splits = tuple(m for m in wanted if isinstance(m, Split))
     prunes = tuple(m for m in wanted if isinstance(m, Prune))
@@ -63,6 +66,20 @@ def transform(
     rewrites = graph.history[recorded:]
     delta = sum(rewrite.delta_parameters for rewrite in rewrites)
     return TransformResult(result.remarks, result.index_maps, delta, rewrites)
+
+
+def _checked(morphisms: object) -> tuple[Morphism, ...]:
+    """Reads the request; a lone morphism is the commonest slip."""
+    wanted = cast(
+        "tuple[object, ...]",
+        tuple(cast("Iterable[object]", morphisms)) if isinstance(morphisms, Iterable) else (None,),
+    )
+    if not all(isinstance(m, Morphism) and type(m.index) is int for m in wanted):
+        raise RewriteError(
+            f"expected morphisms with integer indices, got {morphisms!r}",
+            hint='transform takes a list, as [Split("conv1", 3), Prune("conv2", 0)]',
+        )
+    return cast("tuple[Morphism, ...]", wanted)
 
 
 def _after_splits(prunes: Sequence[Prune], maps: Sequence[IndexMap]) -> tuple[Prune, ...]:

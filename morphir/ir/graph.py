@@ -192,6 +192,15 @@ class Graph(fx.GraphModule):
         return clone
 
 
+def check_graph(graph: object) -> None:
+    """Raises :class:`MorphirError` for a model where a graph is wanted."""
+    if not isinstance(graph, Graph):
+        raise MorphirError(
+            f"expected a morphir.Graph, got {type(graph).__name__}",
+            hint="make one with graph = morphir.trace(model, example_inputs)",
+        )
+
+
 def _adopt_unused_state(graph: Graph, root: nn.Module) -> None:
     """Registers what the traced program never reads, so that the ``state_dict`` keys stay the model's own."""
     for path, module in submodules(root, every_name=True):

@@ -8,8 +8,11 @@ the function unchanged::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
+
+import torch
 
 from morphir.errors import RewriteError
 from morphir.ir.channels import ChannelSpace, VerdictKind
@@ -41,6 +44,11 @@ class Split(Morphism):
     def check(self, space: ChannelSpace) -> None:
         """Checks the verdict, and that theta names producers of the space alone."""
         super().check(space)
+        if not _is_theta(self.theta):
+            raise RewriteError(
+                f"{self}: theta is no dict of tensors",
+                hint="theta is {producer parameter: tensor of one output channel's kernel}",
+            )
         producers = {producer.parameter for producer in space.producers}
         unknown = set(self.theta or ()) - producers
         if unknown:
@@ -48,3 +56,10 @@ class Split(Morphism):
                 f"{self}: theta names {', '.join(sorted(unknown))}, no producer of this space",
                 hint=f"the space's producers are {', '.join(sorted(producers))}",
             )
+
+
+def _is_theta(theta: object) -> bool:
+    if theta is None:
+        return True
+    values = cast("Mapping[object, object]", theta).values() if isinstance(theta, Mapping) else (theta,)
+    return isinstance(theta, Mapping) and all(isinstance(value, torch.Tensor) for value in values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -250,3 +251,44 @@ def test_a_graph_cast_after_tracing_still_rewrites() -> None:
         expected = graph(inputs)
         transform(graph, [Split("conv", 0)])
         assert relative(graph(inputs), expected) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "morphisms",
+    [Split("0", 0), ["split 0[0]"], [Split("0", 1.0)], [Split("0", torch.tensor(1))]],  # type: ignore[arg-type]
+)
+def test_what_is_no_list_of_morphisms_is_refused(morphisms: Any) -> None:
+    with pytest.raises(MorphirError, match="expected morphisms"):
+        transform(two_layers()[0], morphisms)
+
+
+@pytest.mark.parametrize("theta", [torch.zeros(3), {"0.weight": [0.0]}])
+def test_a_theta_that_is_no_dict_of_tensors_is_refused(theta: Any) -> None:
+    graph, _ = two_layers()
+    name = next(iter(graph.spaces))
+    with pytest.raises(MorphirError, match="no dict of tensors"):
+        transform(graph, [Split(name, 0, theta)])
+
+
+def test_a_model_is_refused_where_a_graph_is_wanted() -> None:
+    with pytest.raises(MorphirError, match="expected a morphir"):
+        transform(nn.Linear(2, 2), [])  # type: ignore[arg-type]
+
+
+def test_a_parameter_shared_by_two_modules_shapes_both() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(5, 6), nn.Linear(5, 6), nn.Linear(6, 2)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.a(x).relu() + self.b(2 * x).sigmoid())
+
+    inputs = torch.randn(3, 5, dtype=torch.float64)
+    graph = trace(Shared().double(), inputs)
+    before = graph(inputs)
+    transform(graph, [Split("a", 0)])
+    assert graph.b.weight is graph.a.weight
+    assert graph.b.out_features == 7
+    assert relative(graph(inputs), before) < 1e-10

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn, optim
 
-from morphir.ir.graph import Graph
+from morphir.ir.graph import Graph, check_graph
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.epochs import run_epoch
 from morphir.runtime.growing.events import Callback, PhaseRecord, RunEnded, RunStarted
@@ -24,7 +24,7 @@ from morphir.runtime.growing.randomness import deterministic_algorithms, seed_ev
 from morphir.runtime.growing.run_state import Job, RunState, load_state, new_optimizer, save_state
 from morphir.runtime.growing.schedule import plan
 from morphir.runtime.growing.training import Batches, Evaluation, Loss, Placement, evaluate
-from morphir.runtime.growing.validation import check_data, resolve_device
+from morphir.runtime.growing.validation import check_configuration, check_data, resolve_device
 from morphir.runtime.storage.metrics import MetricsFile
 from morphir.runtime.storage.rundir import RunDirectory
 
@@ -87,6 +87,8 @@ def grow(
             last checkpoint
             stays.
     """
+    check_graph(graph)
+    check_configuration(config)
     config = config or GrowthConfig.of({})
     device = resolve_device(config.device, graph.device)
     placement = Placement(device, config.amp, config.channels_last)

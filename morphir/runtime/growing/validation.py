@@ -13,6 +13,7 @@ from torch import nn
 
 from morphir.errors import MorphirError
 from morphir.ir.state import evaluation_mode
+from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.training import Batches, Loss, Placement, are_classes, batch_samples, call
 
 
@@ -128,3 +129,12 @@ def _check_loss(value: object, samples: int) -> None:
         )
     if not value.is_floating_point():
         raise MorphirError(f"the loss is {value.dtype}, not floating point")
+
+
+def check_configuration(config: object) -> None:
+    """Raises :class:`MorphirError` for anything but a :class:`GrowthConfig`, or None for the defaults."""
+    if config is not None and not isinstance(config, GrowthConfig):
+        raise MorphirError(
+            f"the configuration is a {type(config).__name__}, not a GrowthConfig",
+            hint='make one with GrowthConfig.preset("laptop", phases=4), or GrowthConfig.of({...})',
+        )

@@ -18,7 +18,7 @@ from torch import nn
 from morphir.analysis.cost import delta_cost
 from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelSpace
-from morphir.ir.graph import Graph
+from morphir.ir.graph import Graph, check_graph
 from morphir.ir.state import named_state, submodules
 from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
 from morphir.morphisms.base import Morphism
@@ -99,6 +99,7 @@ class Learner:
         spaces: Collection[str] | None = None,
         seed: int = 0,
     ) -> None:
+        check_graph(graph)
         for name in spaces or ():
             graph.space(name)
         self.graph = graph
@@ -159,6 +160,7 @@ class Learner:
         Raises:
             MorphirError: if no step was made yet, or if a loss was not finite; names the step.
         """
+        self._check_current()
         self.check_finite()
         if not self._steps:
             raise MorphirError(

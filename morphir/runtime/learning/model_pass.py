@@ -75,7 +75,7 @@ def run_forward(
         folded.refresh()
     with torch.enable_grad():
         outputs, captured = lowered.program(*inputs)
-        value = loss(outputs, targets)
+        value = _tensor_of(loss(outputs, targets))
     samples = value.shape[0] if value.dim() else _batch_size(inputs)
     taps = {slot: captured[slot] for slot in lowered.taps if value.requires_grad}
     run = Pass(list(detached(captured)), samples, _batch_losses(value), {}, {} if sample else None)
@@ -203,12 +203,23 @@ def _batch_size(inputs: Sequence[Any]) -> int:
     sizes = [leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]
     if not sizes:
         raise MorphirError("the inputs hold no tensor with a batch dimension")
+    if not sizes[0]:
+        raise MorphirError("the batch holds no sample", hint="leave empty batches out")
     return sizes[0]
+
+
+def _tensor_of(loss: object) -> torch.Tensor:
+    if not isinstance(loss, torch.Tensor):
+        raise MorphirError(
+            f"the loss is no tensor but {type(loss).__name__}",
+            hint="return one loss a sample, [S], or their mean",
+        )
+    return loss
 
 
 def _batch_losses(loss: torch.Tensor) -> BatchLosses:
     value = loss.detach()
-    if value.dim() > 1:
+    if value.dim() > 1 or not value.numel():
         raise MorphirError(
             f"the loss has shape {tuple(value.shape)}", hint="return one loss a sample, [S], or their mean"
         )

@@ -251,6 +251,8 @@ def test_a_rewritten_or_moved_graph_needs_a_new_learner() -> None:
     transform(graph, [Prune("0", 1)])
     with pytest.raises(MorphirError, match="new Learner"):
         learner.step(*batch)
+    with pytest.raises(MorphirError, match="new Learner"):
+        learner.scores()
     Learner(graph, functional.cross_entropy).step(*batch)
 
 
@@ -278,6 +280,15 @@ def test_losses_that_the_curvature_cannot_use() -> None:
     per_pixel = Learner(_graph(), lambda outputs, targets: outputs)
     with pytest.raises(MorphirError, match="one loss a sample"):
         per_pixel.step(images, labels)
+    with pytest.raises(MorphirError, match="no tensor but float"):
+        Learner(_graph(), lambda outputs, targets: 1.0).step(images, labels)
+    with pytest.raises(MorphirError, match="holds no sample"):
+        Learner(_graph(), functional.cross_entropy).step(images[:0], labels[:0])
+
+
+def test_a_model_is_no_graph() -> None:
+    with pytest.raises(MorphirError, match=r"expected a morphir\.Graph, got Linear"):
+        Learner(torch.nn.Linear(2, 2), functional.cross_entropy)  # type: ignore[arg-type]
 
 
 def test_scores_before_the_first_step_are_refused() -> None:

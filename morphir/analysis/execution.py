@@ -24,7 +24,7 @@ from morphir.analysis.literals import constrain_literals
 from morphir.analysis.rules import MixingUse, Operation, Origin, apply_rule, iteration_spaces, result_origin
 from morphir.analysis.sizes import Sizes, follow_sizes
 from morphir.ir.graph import Graph
-from morphir.ir.state import evaluation_mode, named_state
+from morphir.ir.state import evaluation_mode, named_state, own_state, submodules
 from morphir.ir.trace import keywords_in_order
 
 
@@ -189,10 +189,23 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
     recorder = _Recorder(execution)
     for key, fake in fakes_of.items():
         recorder.bind(fake, axes.layers(key, tuple(fake.shape), range(fake.dim())), "parameter")
-    replacements = {f"graph.{key}": fake for key, fake in fakes_of.items()}
+    replacements = _replacements(graph, {id(tensor): fakes_of[key] for key, tensor in state.items()})
     with evaluation_mode(graph), torch.no_grad(), fake_mode, recorder:
-        torch.func.functional_call(_Runner(graph, recorder), replacements, (args, kwargs), tie_weights=True)
+        torch.func.functional_call(_Runner(graph, recorder), replacements, (args, kwargs), tie_weights=False)
     return execution
+
+
+def _replacements(graph: Graph, fake_of: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names every place of every tensor once: shared tensors have several, a module of two names has one.
+
+    ``functional_call`` would tie weights by itself, but swaps the place of a module of two names twice, and
+    puts the first replacement back in the end.
+    """
+    return {
+        f"graph.{path}.{name}" if path else f"graph.{name}": fake_of[id(tensor)]
+        for path, module in submodules(graph)
+        for name, tensor in own_state(module).items()
+    }
 
 
 def _input_shapes(

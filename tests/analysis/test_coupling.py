@@ -532,3 +532,23 @@ def test_other_sizes_and_shapes_leave_the_channels_exact(scale: Callable[[Tensor
         lambda net, x: net.b(scale(net.a(x))), 2, 3, 5, 5, a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(2, 3, 1)
     )
     assert kinds(graph, "a") == EXACT
+
+
+def test_a_module_of_two_names_keeps_its_weights() -> None:
+    class Aliased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(5, 2)
+            self.second = self.first
+            self.out = nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.first(x).relu() + self.second(2 * x))
+
+    model, x = Aliased(), torch.randn(4, 5)
+    graph = trace(model, x)
+    verify_channels(graph)
+    torch.testing.assert_close(graph(x), model(x), rtol=0, atol=0)
+    assert graph.second is graph.first
+    assert set(graph.state_dict()) == set(model.state_dict())
+    assert kinds(graph, "first") == EXACT

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
+from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVariableType]
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -81,7 +81,8 @@ def save_weights(graph: Graph, path: Path) -> None:
         if not isinstance(cast("object", tensor), torch.Tensor):
             raise ExportError(f"the state under {key!r} is no tensor, safetensors cannot hold it")
         tensors[key] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-    save_file(tensors, path, metadata={"format": "pt", "producer": f"MorphIR {morphir_version()}"})
+    metadata = {"format": "pt", "producer": f"MorphIR {morphir_version()}"}
+    path.write_bytes(save(tensors, metadata=metadata))
 
 
 def _verify(graph: Graph, source: Path, weights: Path, class_name: str) -> None:

@@ -34,6 +34,10 @@ class MorphirError(Exception):
         return "\n".join(lines)
 
 
+class MorphirWarning(UserWarning):
+    """Something that a user should know, and that goes on all the same."""
+
+
 class TraceError(MorphirError):
     """The model cannot be traced by ``torch.fx``, or fails on the example inputs."""
 

@@ -231,7 +231,7 @@ def _print_summary(result: GrowthResult, seconds: float) -> None:
         ("", ">parameters", ">MACs", ">test error", ">seconds"),
         [
             (
-                "seed",
+                f"seed (phase {first.phase})",
                 first.parameters,
                 first.macs,
                 _percent(first.test_error),

@@ -9,6 +9,7 @@ on the model.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -17,7 +18,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from morphir.errors import MorphirError, TraceError
+from morphir.errors import MorphirError, MorphirWarning, TraceError
 from morphir.ir.graph import ExampleInputs, Graph
 from morphir.ir.source import calling_user_line, failing_user_line
 from morphir.ir.state import evaluation_mode, restore_modes, submodules, training_modes
@@ -61,12 +62,12 @@ def trace_program(model: nn.Module, example_inputs: ExampleArgument) -> Graph:
         raise TraceError(f"expected an nn.Module, got {type(model).__name__}")
     args, kwargs = split_inputs(example_inputs)
     root = _copy(model)
-    program, same_in_both_modes = _trace_both_modes(root)
+    program, for_evaluation = _trace_both_modes(root)
     _check_arguments(program, args, kwargs)
     module_types = {path: type(module).__name__ for path, module in submodules(model)}
     graph = Graph(root, program, inputs=ExampleInputs.of(args, kwargs), module_types=module_types)
     outputs = _check_runs(graph, args, kwargs)
-    if same_in_both_modes or not root.training:
+    if for_evaluation:
         _check_outputs(root, outputs, args, kwargs)
     return graph
 
@@ -83,17 +84,37 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _trace_both_modes(root: nn.Module) -> tuple[fx.Graph, bool]:
-    """Returns the program of the model's own mode, and whether it is the other mode's as well."""
+    """Returns the program, and whether it is what the model runs in evaluation mode.
+
+    A model whose two modes run different operators has its evaluation program traced, with a warning: a
+    graph has one program.
+    """
     training = root.training
     modes = training_modes(root)
     current = _trace_once(root)
     root.train(not training)
     other = _try_trace(root)
     restore_modes(root, modes)
-    same = other is not None and _operations(current) == _operations(other)
-    if other is not None and same:
+    if other is None:
+        return current, not training
+    if _operations(current) == _operations(other):
         _read_training_flag(current, other, training)
-    return current, same
+        return current, True
+    warnings.warn(
+        f"{type(root).__name__} runs other operators in training mode than in evaluation mode, from "
+        f"{_first_difference(current, other)} on; the graph holds the program of evaluation mode",
+        MorphirWarning,
+        stacklevel=4,
+    )
+    return (other if training else current), True
+
+
+def _first_difference(current: fx.Graph, other: fx.Graph) -> str:
+    """Names the user's line where two programs part."""
+    pairs = zip(current.nodes, other.nodes, strict=False)
+    node = next((a for a, b in pairs if (a.op, a.target) != (b.op, b.target)), None)
+    source = None if node is None else node.meta.get("source")
+    return "the end" if node is None else f"%{node.name}" + (f" ({source})" if source else "")
 
 
 def _operations(program: fx.Graph) -> list[tuple[str, object]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphir.analysis.spaces import trace
-from morphir.errors import MorphirError, TraceError
+from morphir.errors import MorphirError, MorphirWarning, TraceError
 from morphir.ir.source import source_of
 
 
@@ -245,3 +245,26 @@ def test_a_model_that_cannot_be_copied_is_a_trace_error() -> None:
     old_style = torch.nn.utils.weight_norm(nn.Linear(3, 2))
     with pytest.raises(TraceError, match="cannot be copied"):
         trace(old_style, torch.randn(2, 3))
+
+
+class NoisyInTraining(nn.Module):
+    """Another program in training mode than in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.one(x)
+        if self.training:
+            x = x + 1.0
+        return x * 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_of_two_programs_keeps_that_of_evaluation_and_says_so(training: bool) -> None:
+    model, x = NoisyInTraining().train(training), torch.randn(3, 4)
+    with pytest.warns(MorphirWarning, match=r"other operators in training mode.*test_trace.py:\d+"):
+        graph = trace(model, x)
+    assert graph.training is training
+    assert torch.equal(graph.eval()(x), model.eval()(x))

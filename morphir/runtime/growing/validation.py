@@ -66,7 +66,9 @@ def check_data(model: nn.Module, data: Batches, loss: Loss, placement: Placement
     with evaluation_mode(model), torch.no_grad(), placement.autocast():
         outputs = _forward(model, inputs, name)
         _check_classes(outputs, targets, name)
-        _check_loss(_value(loss, outputs, targets, name), batch_samples(inputs))
+        value = _value(loss, outputs, targets, name)
+        _check_loss(value, batch_samples(inputs))
+        _check_is_mean(loss, outputs, targets, value)
 
 
 def _first_batch(data: Batches, name: str) -> tuple[Any, Any]:
@@ -129,6 +131,19 @@ def _check_loss(value: object, samples: int) -> None:
         )
     if not value.is_floating_point():
         raise MorphirError(f"the loss is {value.dtype}, not floating point")
+
+
+def _check_is_mean(loss: Loss, outputs: Any, targets: Any, value: object) -> None:
+    """A scalar loss has to be a mean: twice the same batch must not make twice the loss."""
+    if not (isinstance(value, torch.Tensor) and isinstance(outputs, torch.Tensor)):
+        return
+    if value.dim() == 0 and isinstance(targets, torch.Tensor):
+        twice = loss(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
+        if torch.allclose(twice, 2 * value, rtol=1e-3) and not torch.allclose(twice, value, rtol=1e-3):
+            raise MorphirError(
+                "the loss is a sum over the batch",
+                hint="return the mean over the batch, or one number per sample",
+            )
 
 
 def check_configuration(config: object) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +390,7 @@ def test_a_wrong_class_in_a_later_batch(tmp_path: Path) -> None:
         (lambda outputs, targets: outputs, r"the loss has shape \(12, 3\) for 12 samples"),
         (lambda outputs, targets: 0.5, "returns a float"),
         (lambda outputs, targets: outputs.argmax(), "not floating point"),
+        (partial(functional.cross_entropy, reduction="sum"), "a sum over the batch"),
     ],
 )
 def test_losses_that_are_none(loss: Any, match: str) -> None:

@@ -21,6 +21,7 @@ from morphir.runtime.learning.learner import Learner, frozen
 from morphir.runtime.learning.lowering import SpaceProgram
 from morphir.runtime.learning.model_pass import Pass, run_backward, run_forward
 from morphir.runtime.learning.theta import group_kernels
+from morphir.seeds import resolve
 from passes.transform import transform
 
 Tensors = dict[str, torch.Tensor]
@@ -118,11 +119,15 @@ class _Probe(fx.Interpreter):
 
 @pytest.fixture(params=list(MODELS))
 def graph(request: pytest.FixtureRequest) -> Graph:
-    model = MODELS[request.param]().double()
+    return _randomised(MODELS[request.param]())
+
+
+def _randomised(model: nn.Module, bias: float = 0.0) -> Graph:
+    model = model.double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1, 0.3)
-            nn.init.normal_(module.bias, 0, 0.3)
+            nn.init.normal_(module.bias, bias, 0.3)
             nn.init.normal_(module.running_mean, 0, 0.3)
             nn.init.uniform_(module.running_var, 0.5, 2)
     return trace(model.eval(), torch.zeros(2, 3, 8, 8, dtype=torch.float64))
@@ -331,3 +336,32 @@ def test_applying_a_split_changes_z_as_the_learner_said(graph: Graph) -> None:
             torch.testing.assert_close(splits.projection.q[:, group], expected, rtol=1e-8, atol=1e-11)
             checked += 1
     assert checked >= 4
+
+
+@pytest.mark.parametrize("name", ["vgg19", "mobilenetv1"])
+def test_every_space_of_the_papers_networks(name: str) -> None:
+    """One split of each space: the real change of z is the learner's, and q is the literal delta z . g_z."""
+    graph = _randomised(resolve(name, width=4, in_channels=3, classes=3, image_size=8), bias=0.5)
+    images, labels = _batch()
+    learner = Learner(graph, _loss, init_scale=3.0)
+    estimates = {
+        space: splits for space, (_, splits) in _estimates(learner, (images, labels)).items() if splits
+    }
+    assert set(estimates) == set(_learnable(graph)) and len(estimates) >= 14
+    clean, visible = _Probe(graph, {}, {}).values(images), 0
+    for number, (space, splits) in enumerate(estimates.items()):
+        (node,) = {consumer.node for consumer in graph.spaces[space].consumers}
+        z = clean[node].detach().requires_grad_()
+        losses = _loss(_Probe(graph, {node: z}, {}).values(images)["output"], labels)
+        (gradient,) = torch.autograd.grad(losses.sum(), z)
+        group = number % graph.spaces[space].width
+        grown = copy.deepcopy(graph)
+        transform(grown, [Split(space, group, group_kernels(learner._thetas[space], group))])
+        change = (_Probe(grown, {}, {}).values(images)[node] - z).detach()
+        expected = (change * gradient).flatten(1).sum(1)
+        # z itself is far larger than its change: what the subtraction loses is a share of |z| |g|.
+        bound = 1e-14 * float((z.detach().abs() * gradient.abs()).flatten(1).sum(1).max())
+        visible += bool(expected.abs().max() > 1000 * bound)
+        torch.testing.assert_close(splits.projection.q[:, group], expected, rtol=1e-8, atol=bound)
+    # Where no sample crosses a ReLU's kink, the change is 0 by right; most spaces must show one.
+    assert visible >= 10

@@ -20,7 +20,7 @@ from exporters.onnx_check import compare
 from exporters.onnx_clean import add_lineage, strip_paths
 from exporters.quiet import quiet
 from morphir.errors import ExportError
-from morphir.ir.graph import Graph, TensorSpec
+from morphir.ir.graph import Graph, TensorSpec, require_graph
 
 LIMIT_BYTES = 1_800_000_000
 _TRACED_BATCH = 3
@@ -69,6 +69,7 @@ def export_onnx(
         ExportError: in train mode, for other dtypes than float32, above 1.8 GB, or if the file does not
             compute what the graph computes; then nothing new is left on disk.
     """
+    require_graph(graph)
     place = checked_path(path, ".onnx")
     _check_exportable(graph)
     model = copy.deepcopy(graph).cpu()

@@ -20,7 +20,7 @@ from exporters.inputs import random_inputs
 from exporters.source.program import program
 from exporters.source.text import morphir_version, print_program
 from morphir.errors import ExportError
-from morphir.ir.graph import Graph
+from morphir.ir.graph import Graph, require_graph
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def export_pytorch(
         ExportError: if the program uses what is not torch's, the files cannot be written, or what was written
             does not compute what the graph computes; then nothing new is left on disk.
     """
+    require_graph(graph)
     source = checked_path(path, ".py")
     weights = source.with_suffix(".safetensors")
     name = _class_name(graph, class_name)

@@ -9,7 +9,7 @@ from typing import cast
 from torch import optim
 
 from morphir.errors import RewriteError
-from morphir.ir.graph import Graph, check_graph
+from morphir.ir.graph import Graph, require_graph
 from morphir.ir.index_map import IndexMap, Rewrite
 from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
@@ -55,7 +55,7 @@ def transform(
     Raises:
         MorphirError: for a morphism that is not legal; graph and optimizer are left as they were.
     """
-    check_graph(graph)
+    require_graph(graph)
     wanted = _checked(morphisms)
     index_maps(graph, wanted)
     splits = tuple(m for m in wanted if isinstance(m, Split))

@@ -14,7 +14,7 @@ import networkx as nx
 from torch import fx
 
 from morphir.ir.channels import ChannelSpace
-from morphir.ir.graph import Graph, check_graph
+from morphir.ir.graph import Graph, require_graph
 from morphir.ir.source import source_of
 
 
@@ -63,7 +63,7 @@ def locality(graph: Graph, space_name: str) -> Locality:
     Raises:
         MorphirError: if there is no such space.
     """
-    check_graph(graph)
+    require_graph(graph)
     space = graph.space(space_name)
     flow = _activation_flow(graph)
     y = {producer.node for producer in space.producers}

@@ -192,7 +192,7 @@ class Graph(fx.GraphModule):
         return clone
 
 
-def check_graph(graph: object) -> None:
+def require_graph(graph: object) -> None:
     """Raises :class:`MorphirError` for a model where a graph is wanted."""
     if not isinstance(graph, Graph):
         raise MorphirError(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import fx, nn
 
-from exporters import export_pytorch
-from morphir.errors import ExportError
+from exporters import export_onnx, export_pytorch
+from morphir.errors import ExportError, MorphirError
 from morphir.ir.graph import Graph
 from morphir.ir.trace import trace_program
 
@@ -432,3 +433,10 @@ def test_paths_that_cannot_be_written_are_clear_errors(tmp_path: Path) -> None:
         export_pytorch(graph, tmp_path / "file" / "net.py")
     with pytest.raises(ExportError, match="is not a class name"):
         export_pytorch(graph, tmp_path / "net.py", class_name="my net")
+
+
+@pytest.mark.parametrize("export", [export_pytorch, export_onnx], ids=["pytorch", "onnx"])
+def test_a_model_in_place_of_a_graph_is_refused(export: Callable[..., object], tmp_path: Path) -> None:
+    with pytest.raises(MorphirError, match=r"expected a morphir.Graph, got Linear"):
+        export(nn.Linear(2, 2), tmp_path / "net.py")
+    assert list(tmp_path.iterdir()) == []

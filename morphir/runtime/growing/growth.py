@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn, optim
 
-from morphir.ir.graph import Graph, check_graph
+from morphir.ir.graph import Graph, require_graph
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.epochs import run_epoch
 from morphir.runtime.growing.events import Callback, PhaseRecord, RunEnded, RunStarted
@@ -87,7 +87,7 @@ def grow(
             last checkpoint
             stays.
     """
-    check_graph(graph)
+    require_graph(graph)
     check_configuration(config)
     config = config or GrowthConfig.of({})
     device = resolve_device(config.device, graph.device)

@@ -18,7 +18,7 @@ from torch import nn
 from morphir.analysis.cost import delta_cost
 from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelSpace
-from morphir.ir.graph import Graph, check_graph
+from morphir.ir.graph import Graph, require_graph
 from morphir.ir.state import named_state, submodules
 from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
 from morphir.morphisms.base import Morphism
@@ -99,7 +99,7 @@ class Learner:
         spaces: Collection[str] | None = None,
         seed: int = 0,
     ) -> None:
-        check_graph(graph)
+        require_graph(graph)
         for name in spaces or ():
             graph.space(name)
         self.graph = graph

@@ -76,8 +76,13 @@ def run_forward(
     with torch.enable_grad():
         outputs, captured = lowered.program(*inputs)
         value = _tensor_of(loss(outputs, targets))
+    if lowered.taps and not value.requires_grad:
+        raise MorphirError(
+            "the loss does not depend on the model's outputs through autograd",
+            hint="do not detach the outputs, and do not compute the loss under torch.no_grad()",
+        )
     samples = value.shape[0] if value.dim() else _batch_size(inputs)
-    taps = {slot: captured[slot] for slot in lowered.taps if value.requires_grad}
+    taps = {slot: captured[slot] for slot in lowered.taps}
     run = Pass(list(detached(captured)), samples, _batch_losses(value), {}, {} if sample else None)
     return Forward(run, outputs, value, taps)
 

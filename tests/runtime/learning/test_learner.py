@@ -300,3 +300,9 @@ def test_only_the_named_spaces_are_worked_on() -> None:
     learner = Learner(_graph(), functional.cross_entropy, spaces=["4"])
     learner.step(*_batch())
     assert {score.morphism.space for score in learner.scores()} == {"4"}
+
+
+def test_a_detached_loss_is_refused() -> None:
+    learner = Learner(_graph(), lambda outputs, targets: functional.cross_entropy(outputs.detach(), targets))
+    with pytest.raises(MorphirError, match="does not depend on the model's outputs"):
+        learner.step(*_batch())

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn, optim
+from torch import fx, nn, optim
 
 from morphir.analysis.literals import module_attributes, rewrite_literals
 from morphir.analysis.spaces import analyse
@@ -63,6 +63,10 @@ class Rewriter:
                 f"the program does not follow the rewrite {name}: {error}",
                 hint="a size that the program computes in a way MorphIR does not see; nothing was changed",
             ) from error
+
+    def replace_program(self, program: fx.Graph) -> None:
+        """Puts another program in the place of the graph's; the old one is kept whole, for a snapshot."""
+        self.graph.graph = program
 
     def _apply(self, name: str, maps: Sequence[IndexMap], morphisms: tuple[str, ...]) -> Rewrite:
         before = self.graph.channels

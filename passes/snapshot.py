@@ -23,6 +23,7 @@ class Snapshot:
     graph: Graph
     channels: ChannelLayer
     history: tuple[Rewrite, ...]
+    program: fx.Graph
     arguments: tuple[tuple[fx.Node, tuple[Any, ...], dict[str, Any]], ...]
     modules: tuple[tuple[nn.Module, dict[str, Any]], ...]
     optimizer: optim.Optimizer | None
@@ -36,6 +37,7 @@ class Snapshot:
             graph,
             graph.channels,
             graph.history,
+            graph.graph,
             tuple((node, node.args, dict(node.kwargs)) for node in graph.graph.nodes),
             tuple((module, _attributes(module)) for module in graph.modules()),
             optimizer,
@@ -45,6 +47,8 @@ class Snapshot:
 
     def restore(self) -> None:
         """Puts everything back."""
+        if self.graph.graph is not self.program:
+            self.graph.graph = self.program
         for node, args, kwargs in self.arguments:
             node.args, node.kwargs = args, kwargs
         for module, attributes in self.modules:

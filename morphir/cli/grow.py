@@ -227,11 +227,11 @@ def _print_summary(result: GrowthResult, seconds: float) -> None:
     first, last = result.phases[0], result.phases[-1]
     final = None if result.evaluation is None else result.evaluation.error
     print_table(
-        "from seed to grown network",
+        f"the seed as trained in phase {first.phase}, and the finished network",
         ("", ">parameters", ">MACs", ">test error", ">seconds"),
         [
             (
-                f"seed (phase {first.phase})",
+                "seed",
                 first.parameters,
                 first.macs,
                 _percent(first.test_error),

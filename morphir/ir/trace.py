@@ -112,13 +112,19 @@ def _trace_both_modes(root: nn.Module) -> tuple[fx.Graph, bool]:
 def _first_difference(current: fx.Graph, other: fx.Graph) -> str:
     """Names the user's line where two programs part."""
     pairs = zip(current.nodes, other.nodes, strict=False)
-    node = next((a for a, b in pairs if (a.op, a.target) != (b.op, b.target)), None)
+    node = next((a for a, b in pairs if _operation(a) != _operation(b)), None)
     source = None if node is None else node.meta.get("source")
     return "the end" if node is None else f"%{node.name}" + (f" ({source})" if source else "")
 
 
 def _operations(program: fx.Graph) -> list[tuple[str, object]]:
-    return [(node.op, node.target) for node in program.nodes]
+    """Returns what each node does; the constants that tracing found are numbered anew by each trace."""
+    return [_operation(node) for node in program.nodes]
+
+
+def _operation(node: fx.Node) -> tuple[str, object]:
+    constant = str(node.target).startswith("_tensor_constant")
+    return node.op, "_tensor_constant" if constant else node.target
 
 
 def _try_trace(root: nn.Module) -> fx.Graph | None:

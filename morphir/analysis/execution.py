@@ -6,7 +6,9 @@ of :mod:`morphir.analysis.rules`; an operator in no table freezes what it touche
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -190,9 +192,20 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
     for key, fake in fakes_of.items():
         recorder.bind(fake, axes.layers(key, tuple(fake.shape), range(fake.dim())), "parameter")
     replacements = _replacements(graph, {id(tensor): fakes_of[key] for key, tensor in state.items()})
-    with evaluation_mode(graph), torch.no_grad(), fake_mode, recorder:
+    with evaluation_mode(graph), torch.no_grad(), _failing_quietly(), fake_mode, recorder:
         torch.func.functional_call(_Runner(graph, recorder), replacements, (args, kwargs), tie_weights=False)
     return execution
+
+
+@contextmanager
+def _failing_quietly() -> Generator[None]:
+    """Fake tensors log a traceback for what fails; here the error itself is the answer."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
 
 
 def _replacements(graph: Graph, fake_of: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:

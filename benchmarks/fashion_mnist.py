@@ -4,10 +4,11 @@
 
 For each seed: ``grown`` is VGG-19 with 16 channels a layer, grown by the preset, its architecture retrained
 from new weights. ``seed`` is the network that it grew from, ``wide`` the narrowest uniform VGG-19 with at
-least as many parameters as the grown one. Both are trained by the very same code: the final training of a
-run without growth phases, so optimizer, schedule and augmentation are the same. A budget says for how many
-epochs: ``final``, as many as the grown architecture's retraining; ``total``, as many as the whole grown
-run, where an epoch of morphism learning counts as one of training.
+least as many parameters as the grown one, ``same-macs`` that with at least as many MACs. All are trained by
+the very same code: the final training of a run without growth phases, so optimizer, schedule and
+augmentation are the same. A budget says for how many epochs: ``final``, as many as the grown architecture's
+retraining; ``total``, as many as the whole grown run, where an epoch of morphism learning counts as one of
+training.
 
 A stopped run continues where it was: each (seed, arm) has a run directory and is resumed or, when finished,
 skipped. Writes ``results.json`` and ``results.md`` after every arm.
@@ -77,10 +78,14 @@ def run_seed(dataset: Dataset, config: morphir.GrowthConfig, seed: int, options:
     folder = options.out / f"seed-{seed}"
     grown = run(dataset, options.width, config, folder / "grown")
     yield {"seed": seed, "arm": "grown", "width": options.width, **grown}
-    wide = matching_width(dataset, grown["parameters"], options.width)
+    widths = {
+        "seed": options.width,
+        "wide": matching_width(dataset, "parameters", grown["parameters"], options.width),
+        "same-macs": matching_width(dataset, "macs", grown["macs"], options.width),
+    }
     epochs = {"final": config.final_epochs, "total": total_epochs(config)}
     for budget in options.budget:
-        for arm, width in (("seed", options.width), ("wide", wide)):
+        for arm, width in widths.items():
             plain = config.model_copy(
                 update={"phases": 0, "final": "retrain", "final_epochs": epochs[budget]}
             )
@@ -131,9 +136,9 @@ def trace(dataset: Dataset, width: int) -> morphir.Graph:
     return morphir.trace(model, torch.zeros(4, dataset.channels, dataset.image_size, dataset.image_size))
 
 
-def matching_width(dataset: Dataset, parameters: int, width: int) -> int:
-    """Returns the smallest uniform width, not below the seed's, with at least so many parameters."""
-    while morphir.cost(trace(dataset, width)).parameters < parameters:
+def matching_width(dataset: Dataset, resource: str, amount: int, width: int) -> int:
+    """Returns the smallest uniform width, not below the seed's, with at least so much of a resource."""
+    while getattr(morphir.cost(trace(dataset, width)), resource) < amount:
         width += 1
     return width
 

@@ -74,8 +74,13 @@ def test_benchmark_goes_on_where_it_was_stopped(
     benchmark.main(options)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     arms = {row["arm"]: row for row in rows}
-    assert list(arms) == ["grown", "seed-final", "wide-final", "seed-total", "wide-total"]
+    assert list(arms) == [
+        "grown",
+        *("seed-final", "wide-final", "same-macs-final"),
+        *("seed-total", "wide-total", "same-macs-total"),
+    ]
     assert arms["wide-final"]["parameters"] >= arms["grown"]["parameters"]
+    assert arms["same-macs-final"]["macs"] >= arms["grown"]["macs"]
     assert [arms[name]["epochs"] for name in ("grown", "seed-final", "seed-total")] == [3, 1, 3]
     monkeypatch.setattr(benchmark.morphir, "grow", None, raising=False)
     (tmp_path / "results.json").unlink()

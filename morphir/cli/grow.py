@@ -227,7 +227,7 @@ def _print_summary(result: GrowthResult, seconds: float) -> None:
     first, last = result.phases[0], result.phases[-1]
     final = None if result.evaluation is None else result.evaluation.error
     print_table(
-        f"the seed as trained in phase {first.phase}, and the finished network",
+        f"the seed after phase {first.phase}, and the result",
         ("", ">parameters", ">MACs", ">test error", ">seconds"),
         [
             (

@@ -194,7 +194,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "ema": 0.1,
         "lambda_parameters": 1e-6,
         "final": "fine-tune",
-        "final_epochs": 15,
+        "final_epochs": 25,
     },
 }
 

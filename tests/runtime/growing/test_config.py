@@ -98,6 +98,27 @@ def test_learning_rates() -> None:
     assert learning_rate(config, slots[4], 0.5, base=1.0) < 0.4
 
 
+def cell(value: object) -> str:
+    """A value as docs/configuration.md writes it."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(f"{item:g}" for item in value) if isinstance(value, tuple) else f"{value}"
+
+
+def test_the_documentation_has_every_presets_values() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
+    rows = [
+        [part.strip() for part in line.strip("| ").split(" | ")]
+        for line in page.splitlines()
+        if line[:3] == "| `"
+    ]
+    values = {row[0].strip("`"): row[2:] for row in rows}
+    configs = [GrowthConfig(), *(GrowthConfig.preset(name) for name in ("paper", "laptop", "demo"))]
+    assert values == {name: [cell(getattr(c, name)) for c in configs] for name in GrowthConfig.model_fields}
+
+
 def test_the_documentation_has_every_option() -> None:
     page = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.MULTILINE))

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import (
 )
 
 from morphir.analysis.labels import AxisLabels, Facts, LabelledValue, Layers
-from morphir.analysis.literals import constrain_literals
+from morphir.analysis.literals import constrain_literals, constrain_module
 from morphir.analysis.rules import MixingUse, Operation, Origin, apply_rule, iteration_spaces, result_origin
 from morphir.analysis.sizes import Sizes, follow_sizes
 from morphir.ir.graph import Graph
@@ -117,6 +117,9 @@ class _LabelledInterpreter(fx.Interpreter):
         ]
         with _disable_current_modes():
             constrain_literals(n, execution.values, execution.facts)
+            if n.op == "call_module":
+                module = self.module.get_submodule(str(n.target))
+                constrain_module(n, module, execution.values, execution.facts)
             follow_sizes(n, execution.values, self.sizes, execution.facts)
             if n.op == "output":
                 self._freeze_outputs(n)

@@ -60,6 +60,20 @@ def constrain_literals(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
             literal_rule.constrain(node, labelled, facts)
 
 
+def constrain_module(node: fx.Node, module: nn.Module, labelled: Labelled, facts: Facts) -> None:
+    """Freezes the channels whose number a module holds among its options, where no parameter tells it."""
+    reason = f"{type(module).__name__} holds a number of channels that MorphIR does not rewrite"
+    for value in labelled[node.name]:
+        held = [layer for layer in value.layers if _holds_number(module, len(value.shape), label_dims(layer))]
+        facts.restrict(held, "frozen", "literal", reason, node.name)
+
+
+def _holds_number(module: nn.Module, rank: int, dims: Sequence[int]) -> bool:
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and not module.elementwise_affine:
+        return any(dim >= rank - len(module.normalized_shape) for dim in dims)
+    return isinstance(module, (nn.Unflatten, nn.ChannelShuffle))
+
+
 def rewrite_literals(graph: fx.Graph, layer: ChannelLayer, copies: Copies) -> None:
     """Rewrites every literal of a program in place, for the channels that a rewrite leaves.
 
@@ -300,6 +314,8 @@ LITERALS: tuple[LiteralRule, ...] = (
         (
             "narrow",
             torch.narrow,
+            torch.channel_shuffle,
+            torch.native_channel_shuffle,
             "roll",
             torch.roll,
             "repeat",

@@ -98,3 +98,24 @@ def test_attributes_follow_shapes(module: nn.Module, wider: nn.Module) -> None:
     for name, value in module_attributes(module, shapes).items():
         setattr(module, name, value)
     assert str(module) == str(wider)
+
+
+@pytest.mark.parametrize(
+    ("middle", "shape"),
+    [
+        (nn.ChannelShuffle(2), (2, 3, 5, 5)),
+        (nn.Sequential(nn.Unflatten(1, (3, 2)), nn.Flatten(1, 2)), (2, 3, 5, 5)),
+    ],
+    ids=["shuffle", "unflatten"],
+)
+def test_modules_that_hold_a_number_of_channels_freeze_it(middle: nn.Module, shape: Sequence[int]) -> None:
+    graph = trace(nn.Sequential(nn.Conv2d(3, 6, 1), middle, nn.Conv2d(6, 2, 1)), torch.randn(*shape))
+    assert {(v.kind, v.code) for v in graph.spaces["0"].verdicts} == {("frozen", "literal")}
+
+
+def test_a_norm_without_affine_map_holds_its_own_dimensions_alone() -> None:
+    last = nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6, elementwise_affine=False), nn.Linear(6, 2))
+    graph = trace(last, torch.randn(2, 3))
+    assert {(v.kind, v.code) for v in graph.spaces["0"].verdicts} == {("frozen", "literal")}
+    space = nn.Sequential(nn.Conv2d(3, 6, 1), nn.LayerNorm(5, elementwise_affine=False), nn.Conv2d(6, 2, 1))
+    assert {v.kind for v in trace(space, torch.randn(2, 3, 5, 5)).spaces["0"].verdicts} == {"exact"}

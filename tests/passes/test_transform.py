@@ -39,7 +39,7 @@ def network(name: str, width: int = 4) -> tuple[Graph, torch.Tensor]:
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     assert expected.abs().max() > 1e-3, "a network that is zero everywhere tests nothing"
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float(((found - expected).abs().max() / expected.abs().max()).detach())
 
 
 def growable(graph: Graph) -> Iterator[str]:

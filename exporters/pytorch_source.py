@@ -21,6 +21,7 @@ from exporters.source.program import program
 from exporters.source.text import morphir_version, print_program
 from morphir.errors import ExportError
 from morphir.ir.graph import Graph, require_graph
+from morphir.ir.state import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _verify(graph: Graph, source: Path, weights: Path, class_name: str) -> None:
     _lay_out_like(network, graph)
     args, kwargs = random_inputs(graph.inputs, graph.device)
     # In-place operations may write to their inputs, so each side gets its own.
-    with torch.no_grad(), _evaluating(graph), _deterministic():
+    with torch.no_grad(), evaluation_mode(graph), _deterministic():
         wanted = graph(*_copies(args), **_copies(kwargs))
         found = network.eval()(*_copies(args), **_copies(kwargs))
     _check_outputs(wanted, found)
@@ -122,17 +123,6 @@ def _lay_out_like(network: nn.Module, graph: Graph) -> None:
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if name in wanted:
             tensor.data = torch.empty_like(wanted[name].detach()).copy_(tensor.detach())
-
-
-@contextmanager
-def _evaluating(graph: Graph) -> Generator[None]:
-    modes = {module: module.training for module in graph.modules()}
-    graph.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

@@ -2,8 +2,7 @@
 
 Each theta is learned as if its morphism were alone; applied together, their changes compound from layer to
 layer. So the whole set is tried on copies of the graph with theta scaled by a few factors, and the best
-factor is taken (VGG-19 with 8 channels, 21 splits at once: loss 0.280 before, 0.833 with the full thetas,
-0.257 with half of them). The paper always goes all the way.
+factor is taken. The paper always goes all the way.
 """
 
 from __future__ import annotations

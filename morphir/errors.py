@@ -11,19 +11,27 @@ class MorphirError(Exception):
         node: Name of the graph node that the error is about.
         source: The user's source line, as ``file.py:12``.
         hint: What the user can do.
+        code: Machine-readable reason of a refusal; see docs/verdicts.md.
     """
 
     def __init__(
-        self, message: str, *, node: str | None = None, source: object | None = None, hint: str | None = None
+        self,
+        message: str,
+        *,
+        node: str | None = None,
+        source: object | None = None,
+        hint: str | None = None,
+        code: str | None = None,
     ) -> None:
         self.message = message
         self.node = node
         self.source = None if source is None else str(source)
         self.hint = hint
+        self.code = code
         super().__init__(self._render())
 
     def _render(self) -> str:
-        lines = [self.message]
+        lines = [f"{self.message} [{self.code}]" if self.code else self.message]
         if self.node is not None:
             where = f" ({self.source})" if self.source else ""
             lines.append(f"  at: %{self.node}{where}")
@@ -40,6 +48,10 @@ class MorphirWarning(UserWarning):
 
 class TraceError(MorphirError):
     """The model cannot be traced by ``torch.fx``, or fails on the example inputs."""
+
+
+class AnalysisError(TraceError):
+    """The traced program fails where it is run on the shapes of its example inputs, or on rewritten ones."""
 
 
 class VerificationError(MorphirError):

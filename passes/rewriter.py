@@ -15,8 +15,9 @@ from torch import fx, nn, optim
 
 from morphir.analysis.literals import module_attributes, rewrite_literals
 from morphir.analysis.spaces import analyse
-from morphir.errors import MorphirError, RewriteError, VerificationError
+from morphir.errors import AnalysisError, MorphirError, RewriteError, VerificationError
 from morphir.ir.channels import ChannelLayer
+from morphir.ir.codes import suggestion_for
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap, Rewrite
 from morphir.ir.source import source_of
@@ -26,6 +27,8 @@ from passes.axis_map import AxisMap, axis_maps
 from passes.moments import powers_of, replace_parameters
 from passes.snapshot import Snapshot
 from passes.tensors import full_theta, rewrite_gradient, rewrite_tensor
+
+DOES_NOT_FOLLOW = "does-not-follow"
 
 
 class Rewriter:
@@ -54,15 +57,15 @@ class Rewriter:
         snapshot = Snapshot.take(self.graph, self.optimizer)
         try:
             return self._apply(name, maps, tuple(morphisms))
+        except AnalysisError as error:
+            snapshot.restore()
+            raise _does_not_follow(name, error.__cause__ or error, error) from error
         except MorphirError:
             snapshot.restore()
             raise
         except Exception as error:
             snapshot.restore()
-            raise RewriteError(
-                f"the program does not follow the rewrite {name}: {error}",
-                hint="a size that the program computes in a way MorphIR does not see; nothing was changed",
-            ) from error
+            raise _does_not_follow(name, error) from error
 
     def replace_program(self, program: fx.Graph) -> None:
         """Puts another program in the place of the graph's; the old one is kept whole, for a snapshot."""
@@ -76,8 +79,8 @@ class Rewriter:
         rewrite_literals(self.graph.graph, before, copies)
         _set_module_attributes(self.graph, shapes)
         after = analyse(self.graph, shapes)
-        _check_widths(before, after, maps)
         _check_values(self.graph, before, after, copies)
+        _check_widths(before, after, maps)
         self._replace_tensors(_by_parameter(axis_maps(before, after, maps)), maps, before)
         self.graph.attach(after)
         self.graph.recompile()
@@ -109,6 +112,16 @@ class Rewriter:
                 setattr(module, attribute, new)
         if self.optimizer is not None:
             replace_parameters(self.optimizer, new_of, state_of)
+
+
+def _does_not_follow(rewrite: str, cause: BaseException, at: AnalysisError | None = None) -> RewriteError:
+    return RewriteError(
+        f"the program does not follow the rewrite {rewrite}: {cause}",
+        node=at and at.node,
+        source=at and at.source,
+        hint=suggestion_for(DOES_NOT_FOLLOW),
+        code=DOES_NOT_FOLLOW,
+    )
 
 
 def _new_state(
@@ -178,7 +191,11 @@ def _check_widths(before: ChannelLayer, after: ChannelLayer, maps: Sequence[Inde
         detail = ", ".join(
             f"{name}: {expected.get(name)} predicted, {found.get(name)} found" for name in wrong
         )
-        raise VerificationError(f"the rewritten program has other channel spaces than predicted ({detail})")
+        raise VerificationError(
+            f"the rewritten program has other channel spaces than predicted ({detail})",
+            hint=suggestion_for(DOES_NOT_FOLLOW),
+            code=DOES_NOT_FOLLOW,
+        )
 
 
 def _check_values(
@@ -192,5 +209,6 @@ def _check_values(
                 f"the rewritten program yields shape {found}, predicted was {expected}",
                 node=node.name,
                 source=source_of(node),
-                hint="the program computes a size that does not follow the channels",
+                hint=suggestion_for(DOES_NOT_FOLLOW),
+                code=DOES_NOT_FOLLOW,
             )

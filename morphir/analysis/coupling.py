@@ -7,7 +7,7 @@ Where a view leaves labels that vary along several dimensions at once (a channel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,10 +24,12 @@ class Coupling:
     Attributes:
         roots: Label to its component's smallest label.
         restrictions: Root to the strongest restriction on its component.
+        ties: What ties the labels: the rules' ties, and those that make every group a set of slices.
     """
 
     roots: NDArray[np.int64]
     restrictions: dict[int, Restriction]
+    ties: tuple[Tie, ...] = ()
 
     def of(self, labels: torch.Tensor) -> NDArray[np.int64]:
         """Returns the roots of a label tensor; -1 stays -1."""
@@ -58,23 +60,33 @@ class Coupling:
 def couple(execution: Execution) -> Coupling:
     """Returns the components of all ties, closed under "a group is a set of slices"."""
     coupling = Coupling(components(execution.axes.total, execution.facts.ties), {})
+    ties = list(execution.facts.ties)
     # In program order: a tie that one view demands may settle the views that come after it. More ties never
     # scatter a layer again, so one pass is enough.
-    for layer in execution.scattered:
-        if (tie := _missing_tie(coupling, layer)) is not None:
-            coupling = Coupling(components(execution.axes.total, [tie])[coupling.roots], {})
-    return Coupling(coupling.roots, _strongest(coupling.roots, execution.facts.restrictions))
+    for node, layer in execution.scattered:
+        if (tie := _missing_tie(coupling, layer, node)) is not None:
+            ties.append(tie)
+            coupling = Coupling(_joined(coupling.roots, tie), {})
+    return Coupling(coupling.roots, _strongest(coupling.roots, execution.facts.restrictions), tuple(ties))
 
 
-def _missing_tie(coupling: Coupling, layer: Layer) -> Tie | None:
+def _joined(roots: NDArray[np.int64], tie: Tie) -> NDArray[np.int64]:
+    """Returns the roots once the components that ``tie`` ties are one."""
+    between = replace(tie, left=roots[tie.left], right=roots[tie.right])
+    return components(roots.size, [between])[roots]
+
+
+def _missing_tie(coupling: Coupling, layer: Layer, node: str) -> Tie | None:
     if coupling.vector(layer) is not None:
         return None
     last = label_dims(layer)[-1]
-    small = torch.tensor(coupling.of(compact(layer)))
+    small = compact(layer)
     inner = small.movedim(last, -1).reshape(-1, small.shape[last])
-    left, right = inner.reshape(-1).numpy(), inner[:1].expand_as(inner).reshape(-1).numpy()
+    first = inner[:1].expand_as(inner).reshape(-1)
+    left, right = coupling.of(inner.reshape(-1)), coupling.of(first)
     keep = (left != right) & (left != NO_LABEL) & (right != NO_LABEL)
-    return Tie(left[keep], right[keep], "same-inner-index", "") if keep.any() else None
+    tied = Tie(inner.reshape(-1).numpy()[keep], first.numpy()[keep], "same-inner-index", node)
+    return tied if keep.any() else None
 
 
 def _strongest(roots: NDArray[np.int64], restrictions: list[Restriction]) -> dict[int, Restriction]:

@@ -25,7 +25,9 @@ from morphir.analysis.labels import AxisLabels, Facts, LabelledValue, Layers
 from morphir.analysis.literals import constrain_literals, constrain_module
 from morphir.analysis.rules import MixingUse, Operation, Origin, apply_rule, iteration_spaces, result_origin
 from morphir.analysis.sizes import Sizes, follow_sizes
+from morphir.errors import AnalysisError, MorphirError
 from morphir.ir.graph import Graph
+from morphir.ir.source import source_of
 from morphir.ir.state import evaluation_mode, named_state, own_state, submodules
 from morphir.ir.trace import keywords_in_order
 
@@ -39,7 +41,7 @@ class Execution:
         facts: Ties and restrictions.
         mixing: Every use of a kernel by a mixing operator, in program order.
         values: Node name to each tensor that the node yields, with its labels.
-        scattered: Layers whose labels vary along several dimensions at once.
+        scattered: Node name and layer wherever labels vary along several dimensions at once.
         products: Node name and iteration space of every convolution and matrix product.
     """
 
@@ -47,7 +49,7 @@ class Execution:
     facts: Facts
     mixing: list[MixingUse] = field(default_factory=list[MixingUse])
     values: dict[str, list[LabelledValue]] = field(default_factory=dict[str, "list[LabelledValue]"])
-    scattered: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
+    scattered: list[tuple[str, torch.Tensor]] = field(default_factory=list["tuple[str, torch.Tensor]"])
     products: list[tuple[str, LabelledValue]] = field(default_factory=list["tuple[str, LabelledValue]"])
 
 
@@ -87,7 +89,7 @@ class _Recorder(TorchDispatchMode):
             for tensor, layers in outcome.outputs:
                 self.bind(tensor, layers, origin)
                 self.execution.scattered.extend(
-                    layer for layer in layers if sum(map(bool, layer.stride())) > 1
+                    (self.node, layer) for layer in layers if sum(map(bool, layer.stride())) > 1
                 )
             self.execution.mixing.extend(outcome.mixing)
             self.execution.products.extend(
@@ -101,6 +103,7 @@ class _LabelledInterpreter(fx.Interpreter):
 
     def __init__(self, graph: Graph, recorder: _Recorder) -> None:
         super().__init__(graph, garbage_collect_values=False)
+        self.extra_traceback = False
         self.recorder = recorder
         self.sizes: Sizes = {}
 
@@ -176,7 +179,7 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
             with them.
 
     Raises:
-        Exception: whatever the program raises on its example inputs.
+        AnalysisError: if the program fails on these shapes; names the node that does.
     """
     state = named_state(graph)
     device = graph.device
@@ -195,9 +198,32 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
     for key, fake in fakes_of.items():
         recorder.bind(fake, axes.layers(key, tuple(fake.shape), range(fake.dim())), "parameter")
     replacements = _replacements(graph, {id(tensor): fakes_of[key] for key, tensor in state.items()})
-    with evaluation_mode(graph), torch.no_grad(), _failing_quietly(), fake_mode, recorder:
+    with (
+        evaluation_mode(graph),
+        torch.no_grad(),
+        _failing_quietly(),
+        _naming_the_node(graph, recorder),
+        fake_mode,
+        recorder,
+    ):
         torch.func.functional_call(_Runner(graph, recorder), replacements, (args, kwargs), tie_weights=False)
     return execution
+
+
+@contextmanager
+def _naming_the_node(graph: Graph, recorder: _Recorder) -> Generator[None]:
+    """Turns what the program raises into an error that says which node does."""
+    try:
+        yield
+    except MorphirError:
+        raise
+    except Exception as error:
+        node = graph.node(recorder.node) if recorder.node else None
+        raise AnalysisError(
+            f"the program fails on the shapes that it is run on: {error}",
+            node=node and node.name,
+            source=node and source_of(node),
+        ) from error
 
 
 @contextmanager

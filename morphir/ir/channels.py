@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from morphir.errors import MorphirError
-from morphir.ir.source import SourceLocation
+from morphir.ir.codes import suggestion_for
+from morphir.ir.source import SourceLocation, located
 
 VerdictKind = Literal["exact", "prune-only", "frozen"]
 Role = Literal["producer", "consumer", "region"]
@@ -26,7 +27,7 @@ class Verdict:
 
     Attributes:
         kind: ``"exact"`` (a split preserves the function), ``"prune-only"`` or ``"frozen"``.
-        code: Machine-readable reason; empty for exact groups.
+        code: Machine-readable reason, one of :data:`morphir.ir.codes.CODES`; empty for exact groups.
         reason: The reason in words; empty for exact groups.
         node: Name of the graph node that is responsible.
         source: The user's line that made this node.
@@ -37,6 +38,23 @@ class Verdict:
     reason: str = ""
     node: str | None = None
     source: SourceLocation | None = None
+
+    @property
+    def suggestion(self) -> str:
+        """What the user could do to be allowed more; empty for exact groups."""
+        return suggestion_for(self.code)
+
+    def __str__(self) -> str:
+        if not self.code:
+            return self.kind
+        hint = f"\n  hint: {self.suggestion}" if self.suggestion else ""
+        return f"{self.kind}: {self.reason} [{self.code}]{located(self.node, self.source)}{hint}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the verdict as plain data."""
+        plain = {name: getattr(self, name) for name in ("kind", "code", "reason", "node")}
+        source = str(self.source) if self.source else None
+        return {**plain, "source": source, "suggestion": self.suggestion}
 
 
 @dataclass(frozen=True)

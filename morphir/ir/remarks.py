@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from morphir.ir.source import SourceLocation
+from morphir.ir.codes import suggestion_for
+from morphir.ir.source import SourceLocation, located
 
 RemarkKind = Literal["applied", "missed", "refused"]
 
@@ -16,7 +17,8 @@ class Remark:
 
     Attributes:
         kind: ``"applied"``, ``"missed"`` (legal, but not done) or ``"refused"`` (not legal).
-        code: Machine-readable; tests and tools compare this, not the text.
+        code: Machine-readable, one of :data:`morphir.ir.codes.CODES`; tests and tools compare this, not the
+            text.
         message: The same in words.
         space: Name of the channel space, if the remark is about one.
         index: Index of the channel group, if the remark is about one.
@@ -32,15 +34,20 @@ class Remark:
     node: str | None = None
     source: SourceLocation | None = None
 
+    @property
+    def suggestion(self) -> str:
+        """What the user could do about it; empty where there is nothing to do."""
+        return suggestion_for(self.code)
+
     def __str__(self) -> str:
         index = "" if self.index is None else f"[{self.index}]"
         site = "" if self.space is None else f" {self.space}{index}"
-        source = f" ({self.source})" if self.source else ""
-        where = "" if self.node is None else f" at %{self.node}{source}"
-        return f"{self.kind}{site}: {self.message} [{self.code}]{where}"
+        hint = f"\n  hint: {self.suggestion}" if self.suggestion else ""
+        return f"{self.kind}{site}: {self.message} [{self.code}]{located(self.node, self.source)}{hint}"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the remark as plain data."""
         fields = ("kind", "code", "message", "space", "index", "node")
         source = str(self.source) if self.source else None
-        return {**{name: getattr(self, name) for name in fields}, "source": source}
+        plain = {name: getattr(self, name) for name in fields}
+        return {**plain, "source": source, "suggestion": self.suggestion}

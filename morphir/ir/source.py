@@ -27,6 +27,12 @@ class SourceLocation:
         return f"{Path(self.file).name}:{self.line}"
 
 
+def located(node: str | None, source: object | None) -> str:
+    """Returns where something is, as `` at %conv (net.py:12)``; empty where there is no node."""
+    line = f" ({source})" if source else ""
+    return f" at %{node}{line}" if node else ""
+
+
 def _is_user_file(filename: str) -> bool:
     return not filename.startswith((*_INTERNAL, "<"))
 

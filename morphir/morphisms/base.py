@@ -52,7 +52,8 @@ class Morphism:
                 f"cannot {self.kind} {self.space}[{self.index}]: it is {verdict.kind} ({verdict.reason})",
                 node=verdict.node,
                 source=verdict.source,
-                hint="see space.verdict(index), or morphir inspect, for what each group allows",
+                hint=verdict.suggestion or "morphir.explain(graph, space, index) says what ties the group",
+                code=verdict.code,
             )
 
     def __str__(self) -> str:

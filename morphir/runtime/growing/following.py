@@ -10,6 +10,7 @@ from itertools import groupby
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.ir.remarks import Remark
+from morphir.ir.source import source_of
 from morphir.morphisms.base import Morphism
 from morphir.runtime.growing.selection import Selection
 from passes.transform import transform
@@ -31,10 +32,16 @@ def leave_out_refused(graph: Graph, selection: Selection) -> Selection:
         if refusal is None:
             kept += wanted
         else:
-            remarks.append(Remark("refused", "does-not-follow", refusal.message, space, node=refusal.node))
+            remarks.append(_remark(graph, space, refusal))
     allowed = set(map(id, kept))
     taken = tuple(score for score in selection.taken if id(score.morphism) in allowed)
     return replace(selection, taken=taken, remarks=(*selection.remarks, *remarks))
+
+
+def _remark(graph: Graph, space: str, refusal: MorphirError) -> Remark:
+    node = refusal.node or graph.space(space).producers[0].node
+    code = refusal.code or "does-not-follow"
+    return Remark("refused", code, refusal.message, space, node=node, source=source_of(graph.node(node)))
 
 
 def _refusal(graph: Graph, morphisms: Sequence[Morphism]) -> MorphirError | None:

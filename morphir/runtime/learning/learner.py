@@ -19,6 +19,7 @@ from morphir.analysis.cost import delta_cost
 from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelSpace
 from morphir.ir.graph import Graph, require_graph
+from morphir.ir.remarks import Remark
 from morphir.ir.state import named_state, submodules
 from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
 from morphir.morphisms.base import Morphism
@@ -80,7 +81,7 @@ class Learner:
         seed: Seed of theta's initial values and of the sampled labels.
 
     Attributes:
-        refused: Space name to the reason why its splits are not learned although the analysis allows them.
+        refused: Space name to the remark why its splits are not learned although the analysis allows them.
 
     Raises:
         MorphirError: for an unknown curvature or space.
@@ -108,7 +109,8 @@ class Learner:
         self.score_curvature: Curvature = curvature(score_curvature)
         self.ema = ema
         self.lowered: Lowered = lower(graph, spaces)
-        self.refused: Mapping[str, str] = {s.name: s.refusal for s in self.lowered.spaces if s.refusal}
+        refusals = {space.name: space.refusal for space in self.lowered.spaces}
+        self.refused: Mapping[str, Remark] = {name: why for name, why in refusals.items() if why is not None}
         self._state = _identities(graph)
         self._thetas = initial_thetas(graph, self.lowered.spaces, init_scale, seed)
         leaves = [theta.value for own in self._thetas.values() for theta in own.values()]

@@ -15,7 +15,9 @@ import torch
 from torch import fx
 
 from morphir.ir.channels import ChannelSpace, Producer
+from morphir.ir.codes import CODES
 from morphir.ir.graph import Graph
+from morphir.ir.remarks import Remark
 from morphir.runtime.learning.folded_norm import FoldedNorm
 from morphir.runtime.learning.group_index import GroupIndex
 from morphir.runtime.learning.linear_ops import Apply, linear_op
@@ -79,14 +81,15 @@ class SpaceProgram:
         width: Number of groups.
         edges: Where its channels are read.
         split: None where no group can be split.
-        refusal: Why no split is learned although the analysis allows some; empty otherwise.
+        refusal: Why no split is learned although the analysis allows some; None where it is, or none is
+            allowed.
     """
 
     name: str
     width: int
     edges: tuple[EdgeProgram, ...]
     split: SplitProgram | None
-    refusal: str = ""
+    refusal: Remark | None = None
 
     @property
     def taps(self) -> frozenset[int]:
@@ -133,6 +136,12 @@ def lower(graph: Graph, spaces: Collection[str] | None = None) -> Lowered:
     return _Lowering(graph, work).run(live)
 
 
+def _refused(space: ChannelSpace, producer: int, code: str) -> Remark:
+    """Returns why a space's splits are not learned; ``producer`` is the position of the one to blame."""
+    made = space.producers[producer]
+    return Remark("refused", code, CODES[code].meaning, space.name, node=made.node, source=made.source)
+
+
 EdgeKey = tuple[fx.Node, int, tuple[int, ...]]
 Reading = tuple[fx.Node, fx.Node]
 
@@ -153,7 +162,7 @@ class _Lowering:
         programs: list[SpaceProgram] = []
         for space in spaces:
             program = splits[space.name]
-            refusal, split = (program, None) if isinstance(program, str) else ("", program)
+            refusal, split = (program, None) if isinstance(program, Remark) else (None, program)
             lowered = tuple(
                 self._edge(space, key, readers, taps) for key, readers in edges[space.name].items()
             )
@@ -170,7 +179,7 @@ class _Lowering:
             found.setdefault(key, []).append(self.work.nodes[consumer.node])
         return found
 
-    def _split_program(self, space: ChannelSpace, edges: Sequence[EdgeKey]) -> SplitProgram | str | None:
+    def _split_program(self, space: ChannelSpace, edges: Sequence[EdgeKey]) -> SplitProgram | Remark | None:
         """Returns the program, None where no split is legal, or why the runtime cannot learn any."""
         if not any(verdict.kind == "exact" for verdict in space.verdicts):
             return None
@@ -178,9 +187,9 @@ class _Lowering:
         known = [producer for producer in producers if producer is not None]
         outputs = list(dict.fromkeys(self.work.nodes[producer.node] for producer in space.producers))
         if len(known) != len(producers):
-            return "a producer that the runtime has no rule for"
+            return _refused(space, producers.index(None), "no-learning-rule")
         if len(outputs) != len(producers):
-            return "an operator with several kernels"
+            return _refused(space, 0, "several-kernels")
         region = extract_region(self.work, space.name, outputs, [tensor for tensor, _, _ in edges])
         return SplitProgram(tuple(known), region, tuple(map(self._slot, region.externals)))
 

@@ -32,9 +32,12 @@ def test_the_refused_space_is_left_out_and_said() -> None:
     scores = tuple(Score(Split(space, 1), -1.0, 1, 1) for space in ("first", "second"))
     selection = leave_out_refused(graph, Selection(scores, ()))
     assert [str(morphism) for morphism in selection.morphisms] == ["split first[1]"]
-    assert [(r.kind, r.code, r.space) for r in selection.remarks] == [
-        ("refused", "does-not-follow", "second")
-    ]
+    (remark,) = selection.remarks
+    assert (remark.kind, remark.code, remark.space, remark.node) == (
+        *("refused", "does-not-follow"),
+        *("second", "view"),
+    )
+    assert str(remark.source).startswith("test_following.py:") and remark.suggestion
     transform(graph, selection.morphisms)
     assert graph.spaces["first"].width == 5
 

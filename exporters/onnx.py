@@ -19,7 +19,7 @@ from exporters.inputs import random_inputs
 from exporters.onnx_check import compare
 from exporters.onnx_clean import add_lineage, strip_paths
 from exporters.quiet import quiet
-from morphir.errors import ExportError
+from morphir.errors import ExportError, TargetLimitError
 from morphir.ir.graph import Graph, TensorSpec, require_graph
 
 LIMIT_BYTES = 1_800_000_000
@@ -66,8 +66,9 @@ def export_onnx(
         batch_sizes: The batch sizes to compare at.
 
     Raises:
-        ExportError: in train mode, for other dtypes than float32, above 1.8 GB, or if the file does not
-            compute what the graph computes; then nothing new is left on disk.
+        TargetLimitError: if the weights take more than 1.8 GB.
+        ExportError: in train mode, for other dtypes than float32, or if the file does not compute what the
+            graph computes; then nothing new is left on disk.
     """
     require_graph(graph)
     place = checked_path(path, ".onnx")
@@ -108,7 +109,7 @@ def _check_exportable(graph: Graph) -> None:
         )
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > LIMIT_BYTES:
-        raise ExportError(
+        raise TargetLimitError(
             f"the weights take {size / 1e9:.1f} GB, one ONNX file holds 1.8 GB",
             hint="export PyTorch source, whose weights have no such limit",
         )

@@ -88,7 +88,7 @@ def save_weights(graph: Graph, path: Path) -> None:
 
 
 def _verify(graph: Graph, source: Path, weights: Path, class_name: str) -> None:
-    network = _build(source, class_name)
+    network = load_exported(source, class_name)
     saved, expected = load_file(weights), graph.state_dict()
     try:
         network.load_state_dict(saved, strict=True)
@@ -107,8 +107,11 @@ def _verify(graph: Graph, source: Path, weights: Path, class_name: str) -> None:
     _check_outputs(wanted, found)
 
 
-def _build(source: Path, class_name: str) -> nn.Module:
-    """Runs the file as a module of its own, that nothing else sees, without touching the random state."""
+def load_exported(source: Path, class_name: str) -> nn.Module:
+    """Returns the exported class's network with fresh weights.
+
+    The file runs as a module of its own, that nothing else sees, without touching the random state.
+    """
     module = types.ModuleType("morphir_exported")
     module.__file__ = str(source)
     with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]

@@ -64,3 +64,7 @@ class RewriteError(MorphirError):
 
 class ExportError(MorphirError):
     """A graph cannot be exported, or an export does not compute what the graph computes."""
+
+
+class TargetLimitError(ExportError):
+    """The target has a limit that this graph exceeds; nothing is wrong with the graph."""

@@ -308,7 +308,16 @@ LITERALS: tuple[LiteralRule, ...] = (
     LiteralRule(("split", torch.split, "split_with_sizes"), rewrite=_rewrite_split),
     LiteralRule(("chunk", torch.chunk, "tensor_split", torch.tensor_split), _tie_chunks),
     LiteralRule((operator.getitem,), _constrain_subscript, _rewrite_subscript),
-    LiteralRule((functional.layer_norm, torch.layer_norm), rewrite=_rewrite_normalized_shape),
+    LiteralRule(
+        (
+            functional.layer_norm,
+            torch.layer_norm,
+            torch.native_layer_norm,
+            functional.rms_norm,
+            torch.rms_norm,
+        ),
+        rewrite=_rewrite_normalized_shape,
+    ),
     LiteralRule(tuple(_CONV_GROUPS), rewrite=_rewrite_conv_groups),
     LiteralRule(
         (

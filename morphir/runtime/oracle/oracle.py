@@ -1,68 +1,41 @@
 """The oracle: proves on a model, in float64, that what MorphIR would do to it is right.
 
 It knows nothing of index maps. A split at theta = 0 is compared with the original; a prune with an
-original in which the group's channels are zeroed where consumers read them; a plan over a quarter of all
-groups with both at once. Then the changed network is exported. All are compared in evaluation and in
-train mode, with random batch-norm statistics and affine maps.
+original in which the group's channels are zeroed where consumers read them, and left out where norms,
+softmax and reductions mix them; a plan over a quarter of all groups with both at once. All are compared in
+evaluation and in train mode, with random batch-norm statistics and affine maps. Then the changed network is
+exported, and its source is traced again.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 
 from exporters.inputs import random_inputs
-from exporters.registry import EXPORTERS
+from morphir.analysis.execution import execute
 from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelSpace, VerdictKind
 from morphir.ir.graph import Graph
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
+from morphir.runtime.oracle.checks import TOLERANCE, Check, Outcome, relative_difference, summary
+from morphir.runtime.oracle.exporting import export_checks
+from morphir.runtime.oracle.remainder import IncomparableError, Removed
 from morphir.runtime.oracle.subjects import randomise_norms
-from morphir.runtime.oracle.zeroing import Removed, ZeroedGraph, run_deterministic, zeroed
+from morphir.runtime.oracle.zeroing import ZeroedGraph, run_deterministic, zeroed
+from passes.snapshot import Snapshot
 from passes.transform import transform
 
-TOLERANCE = 1e-9
-"""Largest relative difference of outputs, in float64."""
-
-Outcome = Literal["ok", "refused", "failed"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was proven, refused or found wrong.
-
-    Attributes:
-        check: ``"split"``, ``"prune"``, ``"plan"``, or ``"export-pytorch"``, ``"export-onnx"``.
-        outcome: ``"ok"``, ``"refused"`` (no group allows it; the detail says why) or ``"failed"``.
-        space: The channel space, for splits and prunes.
-        groups: How many channel groups were changed.
-        difference: Largest relative difference of the outputs over both modes; None where none was taken.
-        detail: The reason, in words.
-        node: The node responsible for a refusal.
-        source: The user's line that made it.
-    """
-
-    check: str
-    outcome: Outcome
-    space: str | None = None
-    groups: int = 0
-    difference: float | None = None
-    detail: str = ""
-    node: str | None = None
-    source: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the check as plain data."""
-        return asdict(self)
+__all__ = ["TOLERANCE", "Check", "Outcome", "check_graph", "relative_difference", "summary"]
 
 
 def check_graph(
@@ -74,7 +47,7 @@ def check_graph(
         graph: Any traced graph; it is copied, never changed.
         seed: Of inputs, batch-norm statistics, and the choice of groups.
         max_spaces: Check at most so many spaces, spread over the network; all where None.
-        exports: Whether the changed graph is exported too.
+        exports: Whether the changed graph is exported too, and its source traced again.
 
     Yields:
         Checks, as soon as each is done.
@@ -83,10 +56,10 @@ def check_graph(
     for name in _spread(list(graph.spaces), max_spaces):
         yield subject.split(name)
         yield subject.prune(name)
-    plan, changed = subject.plan()
+    plan = subject.plan()
     yield plan
-    if exports and changed is not None:
-        yield from _export_checks(changed)
+    if exports and plan.groups and subject.graph.history:
+        yield from export_checks(subject.graph)
 
 
 @dataclass(frozen=True)
@@ -100,8 +73,23 @@ class _Subject:
     @staticmethod
     def of(graph: Graph, seed: int) -> _Subject:
         subject = copy.deepcopy(graph).to(torch.float64)
+        subject.history = ()
         randomise_norms(subject, seed)
         return _Subject(subject, random_inputs(subject.inputs, subject.device, seed=seed), seed)
+
+    @cached_property
+    def mixing(self) -> frozenset[str]:
+        """Names of the nodes that mix channels, so that a split of these would change the function."""
+        kinds = {verdict.kind for space in self.graph.spaces.values() for verdict in space.verdicts}
+        if "prune-only" not in kinds:
+            return frozenset()
+        restrictions = execute(self.graph).facts.restrictions
+        return frozenset(r.node for r in restrictions if r.kind == "prune-only")
+
+    @cached_property
+    def plain(self) -> dict[bool, list[torch.Tensor]]:
+        """What the original computes in evaluation and in train mode."""
+        return {training: self._outputs(self.graph, training) for training in (False, True)}
 
     def split(self, name: str) -> Check:
         space = self.graph.space(name)
@@ -111,33 +99,41 @@ class _Subject:
         return self._compare("split", name, [Split(name, index) for index in chosen])
 
     def prune(self, name: str) -> Check:
-        """Groups behind a channel-mixing norm are pruned too, but no zeroed original equals the result."""
+        """Groups behind an operator that mixes channels are pruned too, where there are no others."""
         space = self.graph.space(name)
-        exact = self._choose(space, _groups(space, ("exact",)), space.width - 1)
-        if exact:
-            return self._compare("prune", name, [Prune(name, index) for index in exact])
-        structural = self._choose(space, _groups(space, ("prune-only",)), space.width - 1)
-        if structural:
-            return self._runs("prune", name, [Prune(name, index) for index in structural])
+        for kind in ("exact", "prune-only"):
+            chosen = self._choose(space, _groups(space, (kind,)), space.width - 1)
+            if chosen:
+                return self._compare("prune", name, [Prune(name, index) for index in chosen])
         return _refusal("prune", space)
 
-    def plan(self) -> tuple[Check, Graph | None]:
-        """Changes a random quarter of all groups at once: half of them split, half pruned."""
-        groups = [(name, i) for name, space in self.graph.spaces.items() for i in _groups(space, ("exact",))]
-        if not groups:
-            return Check("plan", "refused", detail="no channel group is exact"), None
+    def plan(self) -> Check:
+        """Changes a random quarter of all groups at once, for good: half of them split, half pruned."""
+        kinds: tuple[VerdictKind, ...] = ("exact", "prune-only")
+        morphisms = self._plan(kinds)
+        if not morphisms:
+            return Check("plan", "refused", detail="no channel group may be changed")
+        wanted = self._wanted(_removed(morphisms))
+        if isinstance(wanted, IncomparableError):
+            morphisms = self._plan(("exact",))
+            wanted = self._wanted(_removed(morphisms))
+        return self._judge("plan", None, morphisms, wanted)
+
+    def _plan(self, kinds: Sequence[VerdictKind]) -> list[Morphism]:
+        spaces = self.graph.spaces
+        groups = [(name, i) for name, space in spaces.items() for i in _groups(space, kinds)]
         rng = random.Random(self.seed)
-        chosen = rng.sample(groups, max(1, len(groups) // 4))
-        left = {name: space.width - 1 for name, space in self.graph.spaces.items()}
+        chosen = rng.sample(groups, min(len(groups), max(1, len(groups) // 4)))
+        left = {name: space.width - 1 for name, space in spaces.items()}
         morphisms: list[Morphism] = []
         for position, (name, index) in enumerate(chosen):
-            prune = position % 2 == 1 and left[name] > 0
-            left[name] -= prune
-            morphisms.append(Prune(name, index) if prune else Split(name, index))
-        changed, failure = _transformed(self.graph, morphisms)
-        if changed is None:
-            return Check("plan", "failed", groups=len(morphisms), detail=failure), None
-        return self._judge("plan", None, morphisms, changed), changed
+            exact = spaces[name].verdict(index).kind == "exact"
+            if left[name] > 0 and (position % 2 == 1 or not exact):
+                left[name] -= 1
+                morphisms.append(Prune(name, index))
+            elif exact:
+                morphisms.append(Split(name, index))
+        return morphisms
 
     def _choose(self, space: ChannelSpace, groups: Sequence[int], most: int) -> list[int]:
         """Picks about a third of the groups, so that changed and unchanged channels lie side by side."""
@@ -146,20 +142,25 @@ class _Subject:
         return sorted(rng.sample(list(groups), max(count, 0)))
 
     def _compare(self, check: str, name: str, morphisms: Sequence[Morphism]) -> Check:
-        changed, failure = _transformed(self.graph, morphisms)
-        if changed is None:
-            return Check(check, "failed", name, len(morphisms), detail=failure)
-        return self._judge(check, name, morphisms, changed)
+        wanted = self._wanted(_removed(morphisms))
+        with _restored(self.graph):
+            return self._judge(check, name, morphisms, wanted)
 
-    def _judge(self, check: str, name: str | None, morphisms: Sequence[Morphism], changed: Graph) -> Check:
-        removed = _removed(self.graph, morphisms)
+    def _judge(self, check: str, name: str | None, morphisms: Sequence[Morphism], wanted: _Wanted) -> Check:
+        """Applies the morphisms and compares with what is wanted of the result."""
+        try:
+            transform(self.graph, morphisms)
+            found = {training: self._outputs(self.graph, training) for training in (False, True)}
+            if isinstance(wanted, _FailedRunError):
+                raise wanted
+        except MorphirError as error:
+            return Check(check, "failed", name, len(morphisms), detail=str(error))
+        if isinstance(wanted, IncomparableError):
+            detail = f"runs; not comparable: {wanted.message}"
+            return Check(check, "ok", name, len(morphisms), None, detail, wanted.node, wanted.source)
         worst, where = 0.0, ""
-        for training in (False, True):
-            wanted, failure = self._outputs(zeroed(self.graph, removed), training)
-            found, failure = self._outputs(changed, training) if wanted is not None else (None, failure)
-            if wanted is None or found is None:
-                return Check(check, "failed", name, len(morphisms), detail=failure)
-            difference = relative_difference(found, wanted)
+        for training, outputs in found.items():
+            difference = relative_difference(outputs, wanted[training])
             if not difference <= worst:
                 worst, where = difference, "train" if training else "evaluation"
         if worst <= TOLERANCE:
@@ -167,58 +168,54 @@ class _Subject:
         detail = f"outputs differ by {worst:.3g} relative in {where} mode"
         return Check(check, "failed", name, len(morphisms), worst, detail, *_site(self.graph, name))
 
-    def _runs(self, check: str, name: str, morphisms: Sequence[Morphism]) -> Check:
-        changed, failure = _transformed(self.graph, morphisms)
-        if changed is not None:
-            outputs, failure = self._outputs(changed, training=False)
-            if outputs is not None:
-                reason = self.graph.space(name).verdict(morphisms[0].index).reason
-                return Check(check, "ok", name, len(morphisms), detail=f"runs; not comparable: {reason}")
-        return Check(check, "failed", name, len(morphisms), detail=failure)
-
-    def _outputs(self, graph: Graph | ZeroedGraph, training: bool) -> tuple[list[torch.Tensor] | None, str]:
+    def _wanted(self, removed: Removed) -> _Wanted:
+        """Returns what the original computes in both modes without the removed groups, or why it cannot."""
         try:
-            return run_deterministic(graph, self.inputs, training=training, seed=self.seed), ""
+            if not removed:
+                return self.plain
+            original = zeroed(self.graph, removed, self.mixing)
+            return {training: self._outputs(original, training) for training in (False, True)}
+        except (IncomparableError, _FailedRunError) as error:
+            return error
+
+    def _outputs(self, graph: Graph | ZeroedGraph, training: bool) -> list[torch.Tensor]:
+        try:
+            return run_deterministic(graph, self.inputs, training=training, seed=self.seed)
+        except IncomparableError:
+            raise
         except Exception as error:
-            return None, f"fails in {'train' if training else 'evaluation'} mode: {error}"
+            mode = "train" if training else "evaluation"
+            raise _FailedRunError(f"fails in {mode} mode: {error}") from error
 
 
-def relative_difference(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
-    """Returns the largest absolute difference over the largest absolute value, output by output.
+class _FailedRunError(MorphirError):
+    """The original or the changed program does not run."""
 
-    Args:
-        found: Tensors.
-        wanted: As many tensors of the same shapes.
-    """
-    worst = 0.0
-    for left, right in zip(found, wanted, strict=True):
-        if left.shape != right.shape:
-            return float("inf")
-        scale = right.abs().max().clamp_min(torch.finfo(torch.float64).tiny) if right.numel() else 1.0
-        difference = float(((left - right).abs() / scale).max()) if right.numel() else 0.0
-        worst = difference if not difference <= worst else worst
-    return worst
+
+_Wanted = dict[bool, list[torch.Tensor]] | IncomparableError | _FailedRunError
+"""Output tensors by mode (True is train mode)."""
+
+
+@contextmanager
+def _restored(graph: Graph) -> Generator[None]:
+    """Puts a graph back as it was; cheaper than a copy, since rewrites make new tensors for old ones."""
+    snapshot = Snapshot.take(graph, None)
+    try:
+        yield
+    finally:
+        snapshot.restore()
 
 
 def _groups(space: ChannelSpace, kinds: Sequence[VerdictKind]) -> list[int]:
     return [index for index, verdict in enumerate(space.verdicts) if verdict.kind in kinds]
 
 
-def _removed(graph: Graph, morphisms: Iterable[Morphism]) -> Removed:
+def _removed(morphisms: Iterable[Morphism]) -> Removed:
     removed: dict[str, set[int]] = {}
     for morphism in morphisms:
         if isinstance(morphism, Prune):
             removed.setdefault(morphism.space, set()).add(morphism.index)
     return {name: frozenset(groups) for name, groups in removed.items()}
-
-
-def _transformed(graph: Graph, morphisms: Sequence[Morphism]) -> tuple[Graph | None, str]:
-    changed = copy.deepcopy(graph)
-    try:
-        transform(changed, morphisms)
-    except MorphirError as error:
-        return None, str(error)
-    return changed, ""
 
 
 def _refusal(check: str, space: ChannelSpace) -> Check:
@@ -247,22 +244,3 @@ def _spread(names: Sequence[str], count: int | None) -> list[str]:
     if count == 1:
         return [names[0]]
     return [names[round(at * (len(names) - 1) / (count - 1))] for at in range(count)]
-
-
-def _export_checks(changed: Graph) -> Iterator[Check]:
-    graph = changed.to(torch.float32).eval()
-    with tempfile.TemporaryDirectory(prefix="morphir-verify-") as folder:
-        for name, exporter in EXPORTERS.items():
-            try:
-                exporter.export(graph, Path(folder) / f"network{exporter.suffix}")
-                yield Check(f"export-{name}", "ok")
-            except MorphirError as error:
-                yield Check(f"export-{name}", "failed", detail=str(error))
-
-
-def summary(checks: Iterable[Check]) -> Mapping[Outcome, int]:
-    """Returns how many checks had each outcome."""
-    counts: dict[Outcome, int] = {"ok": 0, "refused": 0, "failed": 0}
-    for check in checks:
-        counts[check.outcome] += 1
-    return counts

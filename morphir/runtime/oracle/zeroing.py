@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +13,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from morphir.ir.graph import Graph
+from morphir.ir.state import restore_modes, training_modes
 from morphir.ir.trace import keywords_in_order
-
-Removed = Mapping[str, frozenset[int]]
-"""Space name to the groups that are treated as if they were not there."""
+from morphir.runtime.oracle.remainder import Remainder, Removed
 
 _DROPOUTS: frozenset[Any] = frozenset(
     {
@@ -50,7 +48,7 @@ def run_deterministic(
     training: bool,
     seed: int,
 ) -> list[torch.Tensor]:
-    """Runs a copy of a graph, so that batch norms' running statistics stay, and returns its output tensors.
+    """Runs a graph and returns its output tensors; its modes and buffers are the same again afterwards.
 
     Args:
         program: The graph, or a graph with zeroed channels.
@@ -58,13 +56,36 @@ def run_deterministic(
         training: Whether in train mode. Dropout is off in either, other random draws are seeded.
         seed: Of those draws.
     """
-    runner = copy.deepcopy(program)
-    graph = runner.graph if isinstance(runner, ZeroedGraph) else runner
-    graph.train(training)
+    graph = program.graph if isinstance(program, ZeroedGraph) else program
     args, kwargs = pytree.tree_map(_cloned, inputs)
-    with _seeded(graph.device, seed), _WithoutDropout():
-        outputs = runner(*args, **kwargs)
+    with _mode(graph, training), _own_buffers(graph), _seeded(graph.device, seed), _WithoutDropout():
+        outputs = program(*args, **kwargs)
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+
+
+@contextmanager
+def _mode(graph: Graph, training: bool) -> Generator[None]:
+    modes = training_modes(graph)
+    graph.train(training)
+    try:
+        yield
+    finally:
+        restore_modes(graph, modes)
+
+
+@contextmanager
+def _own_buffers(graph: Graph) -> Generator[None]:
+    """Lets a run write to copies of the buffers, as batch norms do in train mode."""
+    tables = [module._buffers for module in graph.modules()]  # pyright: ignore[reportPrivateUsage]
+    originals = [dict(table) for table in tables]
+    copies = {id(tensor): _cloned(tensor) for table in originals for tensor in table.values()}
+    for table in tables:
+        table.update({name: copies[id(tensor)] for name, tensor in table.items()})
+    try:
+        yield
+    finally:
+        for table, original in zip(tables, originals, strict=True):
+            table.update(original)
 
 
 def _cloned(leaf: Any) -> Any:
@@ -83,32 +104,37 @@ def _seeded(device: torch.device, seed: int) -> Generator[None]:
 class ZeroedGraph:
     """A graph that runs as if some channel groups contributed nothing to any consumer."""
 
-    def __init__(self, graph: Graph, removed: Removed) -> None:
+    def __init__(self, graph: Graph, removed: Removed, mixing: Collection[str]) -> None:
         self.graph = graph
         self.removed = removed
+        self.mixing = mixing
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program."""
         inputs = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
-        return _Zeroing(self.graph, self.removed).run(*inputs)
+        return _Zeroing(self.graph, self.removed, self.mixing).run(*inputs)
 
 
-def zeroed(graph: Graph, removed: Removed) -> Graph | ZeroedGraph:
+def zeroed(graph: Graph, removed: Removed, mixing: Collection[str] = ()) -> Graph | ZeroedGraph:
     """Returns a program in which every consumer reads zeros for the removed groups.
 
     Args:
         graph: The original; not changed.
         removed: Space name to group indices.
+        mixing: Names of the nodes that mix channels without being consumers: they see only what is left.
+            Where one cannot, running the program raises :class:`IncomparableError`.
     """
-    return ZeroedGraph(graph, removed) if removed else graph
+    return ZeroedGraph(graph, removed, mixing) if removed else graph
 
 
 class _Zeroing(fx.Interpreter):
     """Multiplies what a consumer reads by 0 at the positions of removed groups."""
 
-    def __init__(self, graph: Graph, removed: Removed) -> None:
+    def __init__(self, graph: Graph, removed: Removed, mixing: Collection[str]) -> None:
         super().__init__(graph)
         self.extra_traceback = False
+        self.mixing = mixing
+        self.remainder = Remainder(graph, removed)
         self.positions: dict[tuple[str, str], list[tuple[int, list[int]]]] = {}
         for name, groups in removed.items():
             for consumer in graph.space(name).consumers:
@@ -117,7 +143,9 @@ class _Zeroing(fx.Interpreter):
                 self.positions.setdefault(key, []).append((consumer.dim, found))
 
     def run_node(self, n: fx.Node) -> Any:
-        """Runs one node, on partly zeroed copies of what it reads if it is a consumer."""
+        """Runs one node: on partly zeroed copies if it is a consumer, on what is left if it mixes."""
+        if n.name in self.mixing:
+            return self.remainder.run(n, self.env, super().run_node)
         originals = {
             source: self.env[source]
             for source in n.all_input_nodes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from morphir.morphisms.base import Child
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
 from morphir.runtime.oracle import oracle
+from morphir.runtime.oracle.exporting import first_difference
 from morphir.runtime.oracle.oracle import TOLERANCE, Check, check_graph, relative_difference, summary
 from morphir.runtime.oracle.subjects import randomise_norms
 from morphir.runtime.oracle.zeroing import run_deterministic, zeroed
 from morphir.seeds import resolve
+from passes.transform import transform
 
 
 def seed(spec: str, width: int) -> Graph:
@@ -40,17 +43,42 @@ class Dropping(nn.Module):
         return self.head(stream)
 
 
-class Normed(nn.Module):
-    """A layer norm mixes the channels: they can be pruned, and not compared."""
+class Mixing(nn.Module):
+    """Something that mixes the channels of its first layer."""
 
+    def __init__(self, mix: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3)
+        self.mix = mix
+        self.head = nn.Conv2d(6, 4, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.mix(self.first(images)))
+
+
+class ChannelsLast(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Linear(3, 6)
-        self.norm = nn.LayerNorm(6)
-        self.head = nn.Linear(6, 4)
+        self.weight = nn.Parameter(torch.rand(6))
 
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        return self.head(self.norm(self.first(values)))
+    def forward(self, stream: torch.Tensor) -> torch.Tensor:
+        stream = nn.functional.layer_norm(stream.permute(0, 2, 3, 1), (6,), self.weight)
+        return stream.permute(0, 3, 1, 2)
+
+
+class Gated(nn.Module):
+    """A mean, a largest value and a softmax over the channels."""
+
+    def forward(self, stream: torch.Tensor) -> torch.Tensor:
+        gate = stream.mean(1, keepdim=True) + stream.amax(1, keepdim=True) + stream.max(1, keepdim=True)[0]
+        return stream.softmax(1) * gate.sigmoid()
+
+
+class CountingOnSix(nn.Module):
+    """Cannot run on fewer channels as it is written; the rewriter knows how to write it anew."""
+
+    def forward(self, stream: torch.Tensor) -> torch.Tensor:
+        return torch.native_layer_norm(stream, [6, 4, 4], None, None, 1e-5)[0]
 
 
 @pytest.mark.parametrize(("spec", "width"), [("vgg19", 4), ("mobilenetv1", 4), ("resnet20", 4)])
@@ -60,7 +88,7 @@ def test_seeds_pass(spec: str, width: int) -> None:
     assert [check for check in checks if check.outcome == "failed"] == []
     compared = [check.difference for check in checks if check.difference is not None]
     assert compared and max(compared) < 1e-10
-    assert [check.check for check in checks[-3:]] == ["plan", "export-pytorch", "export-onnx"]
+    assert [check.check for check in checks[-4:]] == ["plan", "export-pytorch", "retrace", "export-onnx"]
 
 
 def test_the_graph_itself_is_left_alone() -> None:
@@ -101,14 +129,71 @@ def test_random_layers_do_not_disturb() -> None:
     assert summary(checks) == {"ok": 3, "refused": 2, "failed": 0}
 
 
-def test_channels_behind_a_mixing_norm_are_said_to_be_incomparable() -> None:
-    checks = list(check_graph(trace(Normed(), torch.zeros(4, 3)), exports=False))
+MIXING: dict[str, Callable[[], nn.Module]] = {
+    "group norm": lambda: nn.GroupNorm(2, 6),
+    "layer norm": lambda: nn.LayerNorm((6, 4, 4)),
+    "channels last": ChannelsLast,
+    "reductions and softmax": Gated,
+    "softmax module": lambda: nn.Softmax2d(),
+}
+
+
+@pytest.mark.parametrize("kind", MIXING)
+def test_prunes_of_mixed_channels_equal_what_is_left(kind: str) -> None:
+    checks = list(check_graph(trace(Mixing(MIXING[kind]()), torch.zeros(4, 3, 6, 6)), exports=False))
     found = {(check.check, check.space): check for check in checks}
     assert found["split", "first"].outcome == "refused"
     assert found["split", "first"].source is not None
-    prune = found["prune", "first"]
+    for check in (found["prune", "first"], found["plan", None]):
+        assert (check.outcome, check.detail) == ("ok", "")
+        assert check.difference is not None and check.difference < 1e-12
+        assert check.groups > 0
+
+
+def test_what_is_left_is_what_a_smaller_layer_computes() -> None:
+    """Against an independent construction: the same network made with fewer channels."""
+    graph = trace(Mixing(nn.GroupNorm(2, 6)), torch.zeros(2, 3, 6, 6)).to(torch.float64)
+    randomise_norms(graph, 1)
+    left = [0, 2, 3, 5]  # the groups of the space are the pairs (0, 3), (1, 4), (2, 5)
+    small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1)).double()
+    state = graph.state_dict()
+    small[0].load_state_dict({"weight": state["first.weight"][left], "bias": state["first.bias"][left]})
+    small[1].load_state_dict({"weight": state["mix.weight"][left], "bias": state["mix.bias"][left]})
+    small[2].load_state_dict({"weight": state["head.weight"][:, left], "bias": state["head.bias"]})
+    images = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    program = zeroed(graph, {"first": frozenset({1})}, {"mix"})
+    found = run_deterministic(program, ((images,), {}), training=False, seed=0)
+    assert relative_difference(found, [small(images).detach()]) < 1e-14
+
+
+def test_a_prune_of_the_wrong_norm_entries_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swapped(graph: Graph, morphisms: list[Prune]) -> None:
+        transform(graph, morphisms)
+        with torch.no_grad():
+            graph.get_submodule("mix").weight.copy_(graph.get_submodule("mix").weight.flip(0))
+
+    monkeypatch.setattr(oracle, "transform", swapped)
+    checks = list(check_graph(trace(Mixing(nn.LayerNorm((6, 4, 4))), torch.zeros(2, 3, 6, 6)), exports=False))
+    found = {(check.check, check.space): check.outcome for check in checks}
+    assert found["prune", "first"] == "failed"
+
+
+def test_what_cannot_run_on_less_is_said_to_be_incomparable() -> None:
+    checks = list(check_graph(trace(Mixing(CountingOnSix()), torch.zeros(4, 3, 6, 6)), exports=False))
+    prune = next(check for check in checks if (check.check, check.space) == ("prune", "first"))
     assert (prune.outcome, prune.difference) == ("ok", None)
     assert "not comparable" in prune.detail
+    assert prune.node is not None
+
+
+def test_source_that_traces_to_other_spaces_is_found() -> None:
+    graph = seed("vgg19", 4)
+    wider = seed("vgg19", 5)
+    assert first_difference(graph, seed("vgg19", 4)) == ""
+    assert first_difference(wider, graph) == "space features.0: width 5 instead of 4"
+    assert first_difference(seed("resnet20", 4), graph).startswith(
+        "other channel spaces: without ['features.0'"
+    )
 
 
 def test_zeroing_is_what_zero_weights_do() -> None:

@@ -245,7 +245,7 @@ def _moved_slice(subscript: _Subscript, value: Value, copies: Copies) -> slice:
 
 
 def _rewrite_normalized_shape(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
-    (value,) = layer.values[node.name]
+    value = layer.values[node.name][0]
     shape = cast("Sequence[int]", _argument(node, 1, "normalized_shape"))
     new = _new_shape(value, copies)
     _set_argument(node, 1, "normalized_shape", tuple(new[len(new) - len(shape) :]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import fx
 
 from morphir.analysis.coupling import Coupling, couple
 from morphir.analysis.execution import Execution, execute
-from morphir.analysis.labels import LabelledValue
+from morphir.analysis.labels import LabelledValue, Layer
 from morphir.analysis.rules import MixingUse
 from morphir.ir.channels import (
     AxisBinding,
@@ -61,39 +61,69 @@ def analyse(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
 
 
 @dataclass(frozen=True)
-class _Member:
-    """Which group of which space a component is."""
+class _Members:
+    """Which group of which space every component is.
 
-    space: str
-    index: int
+    Attributes:
+        names: Names of the spaces, in program order.
+        space_of: Root to its space's position among ``names``, or -1.
+        index_of: Root to its group's index in the space.
+    """
+
+    names: tuple[str, ...]
+    space_of: NDArray[np.int64]
+    index_of: NDArray[np.int64]
+
+    @staticmethod
+    def of(total: int, named: Mapping[str, Sequence[int]]) -> _Members:
+        """Numbers the groups of every space; ``total`` labels in all."""
+        space_of, index_of = np.full(total, -1), np.full(total, -1)
+        for position, roots in enumerate(named.values()):
+            space_of[roots] = position
+            index_of[roots] = np.arange(len(roots))
+        return _Members(tuple(named), space_of, index_of)
+
+    def groups(self, roots: NDArray[np.int64]) -> Mapping[str, tuple[int, ...]]:
+        """Returns, for each space among ``roots``, the group at every position, or -1."""
+        # A root of -1 is no label; the last entry that it reads is masked.
+        owners = np.where(roots < 0, -1, self.space_of[roots])
+        indices = self.index_of[roots]
+        return {
+            self.names[owner]: tuple(np.where(owners == owner, indices, -1).tolist())
+            for owner in np.unique(owners).tolist()
+            if owner >= 0
+        }
 
 
 class _Builder:
     """Names the spaces and resolves every binding to group indices."""
 
     def __init__(self, graph: Graph, execution: Execution, coupling: Coupling) -> None:
-        self.graph = graph
         self.nodes: dict[str, fx.Node] = {node.name: node for node in graph.graph.nodes}
         self.activations = _activations(graph.graph)
         self.execution = execution
         self.coupling = coupling
         self.uses = list(dict.fromkeys(execution.mixing))
-        self.members: dict[int, _Member] = {}
         self.rows_of: dict[str, list[MixingUse]] = {}
+        self.roots_of = self._name_spaces()
+        self.members = _Members.of(execution.axes.total, self.roots_of)
+        self.layouts: dict[tuple[int, bytes], tuple[ValueLayout, ...]] = {}
+        self.restricted: dict[int, Verdict] = {}
 
     def build(self) -> ChannelLayer:
-        roots_of = self._name_spaces()
         bindings = self._bindings()
         values = {name: tuple(map(self._value, items)) for name, items in self.execution.values.items()}
+        consumers = self._consumers(values)
+        wiring = self._wiring_verdicts(bindings)
         spaces = {
             name: ChannelSpace(
                 name,
-                self._verdicts(name, roots, bindings[name]),
+                tuple(self._restricted(root) or wiring.get(name, _EXACT) for root in roots),
                 tuple(map(self._producer, self.rows_of[name])),
-                tuple(self._consumers(name, values)),
+                tuple(consumers[name]),
                 tuple(bindings[name]),
             )
-            for name, roots in roots_of.items()
+            for name, roots in self.roots_of.items()
         }
         products = tuple(Product(node, self._value(space)) for node, space in self.execution.products)
         return ChannelLayer(spaces, values, products)
@@ -116,98 +146,107 @@ class _Builder:
             name = _unused_name(counts[0][0].parameter, named)
             named[name] = roots
             self.rows_of[name] = [use for use, _ in counts]
-            self.members.update({root: _Member(name, index) for index, root in enumerate(roots)})
         return named
-
-    def _groups(self, space: str, roots: Iterable[int]) -> tuple[int, ...]:
-        found = (self.members.get(root) for root in roots)
-        return tuple(m.index if m is not None and m.space == space else -1 for m in found)
-
-    def _spaces_in(self, roots: NDArray[np.int64]) -> list[str]:
-        members = (self.members.get(root) for root in np.unique(roots).tolist())
-        return list(dict.fromkeys(m.space for m in members if m is not None))
 
     def _bindings(self) -> dict[str, list[AxisBinding]]:
         roles = _roles(self.uses)
-        bindings: dict[str, list[AxisBinding]] = {name: [] for name in self.rows_of}
+        bindings: dict[str, list[AxisBinding]] = {name: [] for name in self.roots_of}
         for parameter, axis in self.execution.axes.first:
             if parameter.startswith("input:"):
                 continue
-            roots = self._axis(parameter, axis)
-            for name in self._spaces_in(roots):
-                role = roles.get((parameter, axis), "region")
-                bindings[name].append(AxisBinding(parameter, axis, role, self._groups(name, roots.tolist())))
+            role = roles.get((parameter, axis), "region")
+            for name, groups in self.members.groups(self._axis(parameter, axis)).items():
+                bindings[name].append(AxisBinding(parameter, axis, role, groups))
         return bindings
 
     def _value(self, value: LabelledValue) -> Value:
-        layouts: list[ValueLayout] = []
-        for layer in value.layers:
-            found = self.coupling.vector(layer)
-            if found is not None:
-                dim, roots = found
-                layouts += [
-                    ValueLayout(name, dim, self._groups(name, roots.tolist()))
-                    for name in self._spaces_in(roots)
-                ]
+        layouts = [layout for layer in value.layers for layout in self._layouts(layer)]
         return Value(value.shape, value.dtype, tuple(layouts))
+
+    def _layouts(self, layer: Layer) -> tuple[ValueLayout, ...]:
+        """A tensor's channels pass many operators unchanged, and are resolved once."""
+        found = self.coupling.vector(layer)
+        if found is None:
+            return ()
+        dim, roots = found
+        key = (dim, roots.tobytes())
+        if key not in self.layouts:
+            self.layouts[key] = tuple(
+                ValueLayout(name, dim, groups) for name, groups in self.members.groups(roots).items()
+            )
+        return self.layouts[key]
 
     def _producer(self, use: MixingUse) -> Producer:
         return Producer(use.node, use.parameter, use.out_axis, use.in_axis, source_of(self.nodes[use.node]))
 
-    def _consumers(self, space: str, values: Mapping[str, Sequence[Value]]) -> Iterable[Consumer]:
+    def _consumers(self, values: Mapping[str, Sequence[Value]]) -> dict[str, list[Consumer]]:
+        """Returns every space's edges: a kernel whose columns are its groups, on a tensor that holds them."""
+        consumers: dict[str, list[Consumer]] = {name: [] for name in self.roots_of}
         for use in self.uses:
-            if space not in self._spaces_in(self._axis(use.parameter, use.in_axis)):
-                continue
-            node = self.nodes[use.node]
-            for source in node.all_input_nodes:
-                if source not in self.activations or len(values[source.name]) != 1:
-                    continue
-                for layout in values[source.name][0].layouts:
-                    if layout.space == space:
-                        yield Consumer(
-                            use.node,
-                            source.name,
-                            use.parameter,
-                            use.in_axis,
-                            use.out_axis,
-                            layout.dim,
-                            layout.groups,
-                            source_of(node),
-                        )
+            read = self.members.groups(self._axis(use.parameter, use.in_axis))
+            for tensor, layout in self._sources(use.node, values):
+                if layout.space in read:
+                    consumers[layout.space].append(self._consumer(use, tensor, layout))
+        return consumers
 
-    def _verdicts(
-        self, space: str, roots: Sequence[int], bindings: Sequence[AxisBinding]
-    ) -> tuple[Verdict, ...]:
-        """A restriction on the component, or a wiring that the rewriter or the learner cannot follow."""
-        wiring = self._wiring_verdict(space, bindings)
-        return tuple(self._restricted(root) or wiring or Verdict("exact") for root in roots)
+    def _sources(self, node: str, values: Mapping[str, Sequence[Value]]) -> Iterator[tuple[str, ValueLayout]]:
+        for source in self.nodes[node].all_input_nodes:
+            if source in self.activations and len(values[source.name]) == 1:
+                for layout in values[source.name][0].layouts:
+                    yield source.name, layout
+
+    def _consumer(self, use: MixingUse, tensor: str, layout: ValueLayout) -> Consumer:
+        source = source_of(self.nodes[use.node])
+        axes = (use.in_axis, use.out_axis)
+        return Consumer(use.node, tensor, use.parameter, *axes, layout.dim, layout.groups, source)
 
     def _restricted(self, root: int) -> Verdict | None:
+        """Returns the verdict of a restriction on the component, if there is one."""
         restriction = self.coupling.restrictions.get(root)
         if restriction is None:
             return None
-        source = source_of(self.nodes[restriction.node])
-        return Verdict(restriction.kind, restriction.code, restriction.reason, restriction.node, source)
+        key = id(restriction)
+        if key not in self.restricted:
+            source = source_of(self.nodes[restriction.node])
+            self.restricted[key] = Verdict(
+                restriction.kind, restriction.code, restriction.reason, restriction.node, source
+            )
+        return self.restricted[key]
 
-    def _wiring_verdict(self, space: str, bindings: Sequence[AxisBinding]) -> Verdict | None:
-        outs = {(use.parameter, use.out_axis) for use in self.uses}
-        ins = {(use.parameter, use.in_axis) for use in self.uses}
-        for binding in bindings:
-            if (binding.parameter, binding.axis) in outs & ins:
-                reason = f"{binding.parameter} makes channels in one place and reads them in another"
-                return self._frozen("tied-parameter", reason, self.rows_of[space][0].node)
+    def _wiring_verdicts(self, bindings: Mapping[str, Sequence[AxisBinding]]) -> dict[str, Verdict]:
+        """Freezes the spaces whose wiring the rewriter or the learner cannot follow."""
+        both = {(use.parameter, use.out_axis) for use in self.uses} & {
+            (use.parameter, use.in_axis) for use in self.uses
+        }
+        inside = self._mixed_inside()
+        verdicts: dict[str, Verdict] = {}
+        for name, bound in bindings.items():
+            tied = next((b.parameter for b in bound if (b.parameter, b.axis) in both), None)
+            opaque = next((inside[b.parameter] for b in bound if b.parameter in inside), None)
+            if tied is not None:
+                reason = f"{tied} makes channels in one place and reads them in another"
+                verdicts[name] = self._frozen("tied-parameter", reason, self.rows_of[name][0].node)
+            elif opaque is not None:
+                reason = "a module that mixes channels several times inside"
+                verdicts[name] = self._frozen("opaque-module", reason, opaque)
+        return verdicts
+
+    def _mixed_inside(self) -> dict[str, str]:
+        """Returns the kernels of nodes that use several of them, with the node."""
+        kernels: dict[str, set[str]] = {}
         for use in self.uses:
-            sharing = [
-                other for other in self.uses if other.node == use.node and other.parameter != use.parameter
-            ]
-            if sharing and any(b.parameter in {use.parameter, sharing[0].parameter} for b in bindings):
-                return self._frozen(
-                    "opaque-module", "a module that mixes channels several times inside", use.node
-                )
-        return None
+            kernels.setdefault(use.node, set()).add(use.parameter)
+        found: dict[str, str] = {}
+        for node, parameters in kernels.items():
+            for parameter in parameters if len(parameters) > 1 else ():
+                found.setdefault(parameter, node)
+        return found
 
     def _frozen(self, code: str, reason: str, node: str) -> Verdict:
         return Verdict("frozen", code, reason, node, source_of(self.nodes[node]))
+
+
+_EXACT = Verdict("exact")
 
 
 def _activations(program: fx.Graph) -> set[fx.Node]:

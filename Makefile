@@ -7,7 +7,7 @@ PYTHON ?=
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check format bench clean
+.PHONY: help setup demo test lint check format bench conformance clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ bench: $(STAMP) ## run the benchmarks
 	  [ -f "$$script" ] || { echo "benchmarks/ holds no script yet"; exit 0; }; \
 	  echo "== $$script"; $(BIN)/python "$$script"; \
 	done
+
+conformance: $(STAMP) ## check every torchvision classifier (hours; continues where it was stopped)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/conformance.py
 
 clean: ## remove .venv, caches and build output (runs/ stays)
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

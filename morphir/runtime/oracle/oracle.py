@@ -39,20 +39,26 @@ __all__ = ["TOLERANCE", "Check", "Outcome", "check_graph", "relative_difference"
 
 
 def check_graph(
-    graph: Graph, *, seed: int = 0, max_spaces: int | None = None, exports: bool = True
+    graph: Graph,
+    *,
+    seed: int = 0,
+    max_spaces: int | None = None,
+    exports: bool = True,
+    consume: bool = False,
 ) -> Iterator[Check]:
     """Checks every space of a graph, then a random plan, then the exports of the changed graph.
 
     Args:
-        graph: Any traced graph; it is copied, never changed.
+        graph: Any traced graph; it is copied, not changed, unless ``consume`` is set.
         seed: Of inputs, batch-norm statistics, and the choice of groups.
         max_spaces: Check at most so many spaces, spread over the network; all where None.
         exports: Whether the changed graph is exported too, and its source traced again.
+        consume: Work on the graph itself, which is worth nothing afterwards: saves a copy of a large model.
 
     Yields:
         Checks, as soon as each is done.
     """
-    subject = _Subject.of(graph, seed)
+    subject = _Subject.of(graph if consume else copy.deepcopy(graph), seed)
     for name in _spread(list(graph.spaces), max_spaces):
         yield subject.split(name)
         yield subject.prune(name)
@@ -72,7 +78,7 @@ class _Subject:
 
     @staticmethod
     def of(graph: Graph, seed: int) -> _Subject:
-        subject = copy.deepcopy(graph).to(torch.float64)
+        subject = graph.to(torch.float64)
         subject.history = ()
         randomise_norms(subject, seed)
         return _Subject(subject, random_inputs(subject.inputs, subject.device, seed=seed), seed)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from exporters.onnx import export_onnx
     from exporters.pytorch_source import export_pytorch
     from morphir.analysis.cost import cost
+    from morphir.analysis.explain import explain
     from morphir.analysis.locality import locality
     from morphir.analysis.spaces import trace
     from morphir.ir.graph import Graph
@@ -48,6 +49,7 @@ __all__ = [
     "Prune",
     "Split",
     "cost",
+    "explain",
     "export_onnx",
     "export_pytorch",
     "grow",
@@ -66,6 +68,7 @@ _HOMES = {
     "Prune": "morphir.morphisms.prune",
     "Split": "morphir.morphisms.split",
     "cost": "morphir.analysis.cost",
+    "explain": "morphir.analysis.explain",
     "export_onnx": "exporters.onnx",
     "export_pytorch": "exporters.pytorch_source",
     "grow": "morphir.runtime.growing.growth",

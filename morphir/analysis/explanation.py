@@ -124,9 +124,9 @@ class GroupExplanation:
     consumers: tuple[Site, ...]
 
     def __str__(self) -> str:
-        code = f" [{self.verdict.code}]" if self.verdict.code else ""
+        tag = f" [{self.verdict.code}]" if self.verdict.code else ""
         more = f" (sites are those of group {self.groups[0]})" if len(self.groups) > 1 else ""
-        lines = [f"{self.space}[{ranges(self.groups)}]: {self.verdict.kind}{code}{more}"]
+        lines = [f"{self.space}[{ranges(self.groups)}]: {self.verdict.kind}{tag}{more}"]
         if self.verdict.code:
             lines += self._why_restricted()
         return "\n".join([*lines, *self._what_belongs()])

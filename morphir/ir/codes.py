@@ -221,7 +221,7 @@ _REFUSED = (
     Code(
         "no-learning-rule",
         "refused",
-        "a producer is an operator whose split parameters the learner has no rule for",
+        "what a producer computes is not linear in its kernel, so that there is nothing to learn it by",
         "split at theta = 0 and train, or write the producer as a convolution or linear layer",
     ),
     Code(
@@ -229,6 +229,12 @@ _REFUSED = (
         "refused",
         "one operator makes the channels with several kernels",
         "split at theta = 0 and train, or call a layer for each kernel",
+    ),
+    Code(
+        "scattered-samples",
+        "refused",
+        "what a consumer reads does not hold the samples one after the other along one dimension",
+        "split at theta = 0 and train, or keep the batch a dimension of its own",
     ),
 )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import torch
 
@@ -22,6 +22,7 @@ from morphir.runtime.learning.group_index import GroupIndex
 from morphir.runtime.learning.lowering import EdgeProgram, ProducerProgram, SpaceProgram, SplitProgram
 from morphir.runtime.learning.model_pass import Pass
 from morphir.runtime.learning.perturbation import PERTURBATIONS
+from morphir.runtime.learning.selection import take
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class SplitEstimate:
 
 @dataclass(frozen=True)
 class EdgeValue:
-    """One edge on one batch: a, g, g~."""
+    """One edge on one batch: a, g, g~, on the space's own channels."""
 
     groups: GroupIndex
     a: torch.Tensor
@@ -74,11 +75,11 @@ def _edge_value(edge: EdgeProgram, run: Pass) -> EdgeValue | None:
     if g is None:
         return None
     sampled = None if run.sampled is None else _total(edge, run.sampled)
-    return EdgeValue(edge.groups, run.captured[edge.taps[0]], g, sampled)
+    return EdgeValue(edge.groups, edge.read(run.captured[edge.taps[0]]), g, sampled)
 
 
 def _total(edge: EdgeProgram, gradients: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
-    known = [gradient for slot in edge.taps if (gradient := gradients.get(slot)) is not None]
+    known = [edge.read(gradients[slot]) for slot in edge.taps if slot in gradients]
     return sum(known[1:], start=known[0]) if known else None
 
 
@@ -111,15 +112,15 @@ def estimate_splits(
 
     Args:
         split: The space's program.
-        thetas: Producer parameter to theta, of the parameter's shape; each requires grad.
+        thetas: Producer parameter to theta; each requires grad.
         edges: The edges' values.
         run: The batch.
         curvature: The term that theta is learned with.
     """
-    ys = [cast(torch.Tensor, run.captured[producer.y]) for producer in split.producers]
+    ys = [take(producer.part, run.captured[producer.y]) for producer in split.producers]
     with torch.enable_grad():
         deltas = [_delta(producer, thetas[producer.parameter], run) for producer in split.producers]
-    externals = [run.captured[slot] for slot in split.externals]
+    externals = [take(external.part, run.captured[external.slot]) for external in split.externals]
     bases = [None if edge is None else edge.a for edge in edges]
     perturb = PERTURBATIONS[split.region.kind]
     perturbed = perturb(split.region, ys, [delta.detach() for delta in deltas], externals, bases)
@@ -137,7 +138,17 @@ def estimate_splits(
 
 
 def _delta(producer: ProducerProgram, theta: torch.Tensor, run: Pass) -> torch.Tensor:
-    """Returns op(x, theta), in y's precision and, where batch norm is folded in, in y's units."""
+    """Returns op(theta, x), in y's precision and, where batch norm is folded in, in y's units."""
     dtype = run.captured[producer.y].dtype
-    kernel = theta if producer.folded is None else theta * producer.folded.scale
-    return producer.apply(run.captured[producer.x].to(dtype), kernel.to(dtype), None)
+    kernel = theta if producer.folded is None else theta * _own_rows(producer, producer.folded.scale)
+    values = [_in_precision(run.captured[slot], dtype) for slot in producer.sources]
+    delta = producer.op.apply(kernel.to(dtype), *values)
+    return take(producer.part, delta) if producer.rows is None else delta
+
+
+def _own_rows(producer: ProducerProgram, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if producer.rows is None else producer.rows.take(tensor)
+
+
+def _in_precision(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value

@@ -81,7 +81,7 @@ class Learner:
         seed: Seed of theta's initial values and of the sampled labels.
 
     Attributes:
-        refused: Space name to the remark why its splits are not learned although the analysis allows them.
+        refused: Space name to the remark why not all is learned that the analysis allows.
 
     Raises:
         MorphirError: for an unknown curvature or space.
@@ -109,8 +109,7 @@ class Learner:
         self.score_curvature: Curvature = curvature(score_curvature)
         self.ema = ema
         self.lowered: Lowered = lower(graph, spaces)
-        refusals = {space.name: space.refusal for space in self.lowered.spaces}
-        self.refused: Mapping[str, Remark] = {name: why for name, why in refusals.items() if why is not None}
+        self.refused: Mapping[str, Remark] = self.lowered.refused
         self._state = _identities(graph)
         self._thetas = initial_thetas(graph, self.lowered.spaces, init_scale, seed)
         leaves = [theta.value for own in self._thetas.values() for theta in own.values()]

@@ -8,7 +8,7 @@ inside the region is not counted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +18,16 @@ from morphir.ir.channels import ChannelSpace, Producer
 from morphir.ir.codes import CODES
 from morphir.ir.graph import Graph
 from morphir.ir.remarks import Remark
+from morphir.ir.state import named_state
 from morphir.runtime.learning.folded_norm import FoldedNorm
 from morphir.runtime.learning.group_index import GroupIndex
-from morphir.runtime.learning.linear_ops import Apply, linear_op
-from morphir.runtime.learning.region import Region, extract_region
+from morphir.runtime.learning.linearity import is_linear
+from morphir.runtime.learning.narrowed import Narrowed
+from morphir.runtime.learning.producer_ops import LinearOp, linear_op
+from morphir.runtime.learning.region import Region, Regions
+from morphir.runtime.learning.restriction import ChannelMap, Restriction, parameter_values
+from morphir.runtime.learning.sample_axes import SampleAxes
+from morphir.runtime.learning.selection import Selection, take
 from morphir.runtime.learning.simplify import simplify
 from morphir.runtime.learning.working_copy import WorkingCopy, working_copy
 
@@ -37,30 +43,51 @@ class EdgeProgram:
 
     Attributes:
         taps: Slots of the taps among the captured values; the edge's gradient is the sum of theirs.
-        groups: Which group each position belongs to.
+        part: The part of the tensor that the region computes.
+        samples: The dimension of the samples, which is moved to the front.
+        groups: Which group each position of that part belongs to.
     """
 
     taps: tuple[int, ...]
+    part: tuple[Selection, ...]
+    samples: int
     groups: GroupIndex
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns the part that the region computes, samples first."""
+        part = take(self.part, tensor)
+        return part if self.samples == 0 else part.movedim(self.samples, 0)
 
 
 @dataclass(frozen=True)
 class ProducerProgram:
-    """One producer: ``delta = op(x, theta)``.
+    """One producer: ``delta = op(theta, *sources)``.
 
     Attributes:
         parameter: ``state_dict`` key of the kernel.
-        x: Slot of its input.
+        op: The operator as a function of the kernel.
+        sources: Slots of what it reads.
         y: Slot of its output (of the batch norm's, where that is folded in).
-        apply: The operator as a function of the kernel.
+        part: The part of y that the region reads.
+        rows: The rows of the kernel that make this part; None where theta has all rows.
         folded: The folded batch norm, whose scale theta takes on.
     """
 
     parameter: str
-    x: int
+    op: LinearOp
+    sources: tuple[int, ...]
     y: int
-    apply: Apply
+    part: tuple[Selection, ...]
+    rows: Selection | None
     folded: FoldedNorm | None
+
+
+@dataclass(frozen=True)
+class ExternalProgram:
+    """What a region reads besides y: a captured slot, and which part of its value."""
+
+    slot: int
+    part: tuple[Selection, ...]
 
 
 @dataclass(frozen=True)
@@ -69,7 +96,7 @@ class SplitProgram:
 
     producers: tuple[ProducerProgram, ...]
     region: Region
-    externals: tuple[int, ...]
+    externals: tuple[ExternalProgram, ...]
 
 
 @dataclass(frozen=True)
@@ -81,15 +108,12 @@ class SpaceProgram:
         width: Number of groups.
         edges: Where its channels are read.
         split: None where no group can be split.
-        refusal: Why no split is learned although the analysis allows some; None where it is, or none is
-            allowed.
     """
 
     name: str
     width: int
     edges: tuple[EdgeProgram, ...]
     split: SplitProgram | None
-    refusal: Remark | None = None
 
     @property
     def taps(self) -> frozenset[int]:
@@ -101,8 +125,8 @@ class SpaceProgram:
         """Every captured slot that the space reads."""
         if self.split is None:
             return self.taps
-        own = {slot for producer in self.split.producers for slot in (producer.x, producer.y)}
-        return self.taps | own | set(self.split.externals)
+        own = {slot for producer in self.split.producers for slot in (*producer.sources, producer.y)}
+        return self.taps | own | {external.slot for external in self.split.externals}
 
 
 @dataclass(frozen=True)
@@ -113,13 +137,15 @@ class Lowered:
         program: ``program(*inputs)`` returns ``(outputs, captured)``.
         taps: The captured slots that are taps.
         spaces: Every space that something can be done to, in program order.
-        folded: The operators to refresh before a run.
+        derived: What is computed from parameters, and to be refreshed before a run.
+        refused: Space name to the remark why not all is learned that the analysis allows.
     """
 
     program: fx.GraphModule
     taps: tuple[int, ...]
     spaces: tuple[SpaceProgram, ...]
-    folded: tuple[FoldedNorm, ...]
+    derived: tuple[FoldedNorm | Narrowed, ...]
+    refused: Mapping[str, Remark]
 
 
 def lower(graph: Graph, spaces: Collection[str] | None = None) -> Lowered:
@@ -136,10 +162,9 @@ def lower(graph: Graph, spaces: Collection[str] | None = None) -> Lowered:
     return _Lowering(graph, work).run(live)
 
 
-def _refused(space: ChannelSpace, producer: int, code: str) -> Remark:
-    """Returns why a space's splits are not learned; ``producer`` is the position of the one to blame."""
-    made = space.producers[producer]
-    return Remark("refused", code, CODES[code].meaning, space.name, node=made.node, source=made.source)
+def _refused(space: ChannelSpace, producer: Producer, code: str) -> Remark:
+    """Returns why a space is not learned; ``producer`` is the one to blame."""
+    return Remark("refused", code, CODES[code].meaning, space.name, node=producer.node, source=producer.source)
 
 
 EdgeKey = tuple[fx.Node, int, tuple[int, ...]]
@@ -152,24 +177,33 @@ class _Lowering:
     def __init__(self, graph: Graph, work: WorkingCopy) -> None:
         self.graph = graph
         self.work = work
+        self.state = named_state(graph)
+        self.parameters = parameter_values(graph.spaces.values(), self.state)
+        self.channels = ChannelMap(graph.spaces, graph.device)
+        by_id = {id(self.state[key]): value for key, value in self.parameters.items()}
+        self.samples = SampleAxes(graph, work)
+        self.regions = Regions(work, self.channels, by_id, self.samples)
         self.slots: dict[fx.Node, int] = {}
         self.captured: list[fx.Node] = []
+        self.refused: dict[str, Remark] = {}
 
     def run(self, spaces: Sequence[ChannelSpace]) -> Lowered:
         edges = {space.name: self._edges(space) for space in spaces}
-        splits = {space.name: self._split_program(space, list(edges[space.name])) for space in spaces}
-        taps = self._tap(edges)
-        programs: list[SpaceProgram] = []
-        for space in spaces:
-            program = splits[space.name]
-            refusal, split = (program, None) if isinstance(program, Remark) else (None, program)
-            lowered = tuple(
-                self._edge(space, key, readers, taps) for key, readers in edges[space.name].items()
+        known = [space for space in spaces if self._holds_samples(space, edges[space.name])]
+        splits = {space.name: self._split_program(space, list(edges[space.name])) for space in known}
+        taps = self._tap({space.name: edges[space.name] for space in known})
+        programs = tuple(
+            SpaceProgram(
+                space.name,
+                space.width,
+                self._edge_programs(space, edges[space.name], splits[space.name], taps),
+                splits[space.name],
             )
-            programs.append(SpaceProgram(space.name, space.width, lowered, split, refusal))
+            for space in known
+        )
         self._finish()
         slots = tuple(dict.fromkeys(taps.values()))
-        return Lowered(self.work.module, slots, tuple(programs), tuple(self.work.folded.values()))
+        return Lowered(self.work.module, slots, programs, self._derived(programs), self.refused)
 
     def _edges(self, space: ChannelSpace) -> dict[EdgeKey, list[fx.Node]]:
         """Returns each tensor a with its readers."""
@@ -179,34 +213,76 @@ class _Lowering:
             found.setdefault(key, []).append(self.work.nodes[consumer.node])
         return found
 
-    def _split_program(self, space: ChannelSpace, edges: Sequence[EdgeKey]) -> SplitProgram | Remark | None:
-        """Returns the program, None where no split is legal, or why the runtime cannot learn any."""
+    def _holds_samples(self, space: ChannelSpace, edges: Iterable[EdgeKey]) -> bool:
+        ordered = all(self.samples.of(tensor) is not None for tensor, _, _ in edges)
+        if not ordered:
+            self.refused[space.name] = _refused(space, space.producers[0], "scattered-samples")
+        return ordered
+
+    def _split_program(self, space: ChannelSpace, edges: Sequence[EdgeKey]) -> SplitProgram | None:
+        """Returns the program; None where no split is legal, or can be learned."""
         if not any(verdict.kind == "exact" for verdict in space.verdicts):
             return None
-        producers = [self._producer(producer) for producer in space.producers]
-        known = [producer for producer in producers if producer is not None]
-        outputs = list(dict.fromkeys(self.work.nodes[producer.node] for producer in space.producers))
-        if len(known) != len(producers):
-            return _refused(space, producers.index(None), "no-learning-rule")
-        if len(outputs) != len(producers):
-            return _refused(space, 0, "several-kernels")
-        region = extract_region(self.work, space.name, outputs, [tensor for tensor, _, _ in edges])
-        return SplitProgram(tuple(known), region, tuple(map(self._slot, region.externals)))
-
-    def _producer(self, producer: Producer) -> ProducerProgram | None:
-        node = self.work.nodes[producer.node]
-        folded = self.work.folded.get(node)
-        op = linear_op(node, folded.parts[0] if folded is not None else self.work.leaf(node))
-        if op is None:
+        uses = {(self.work.nodes[p.node], p.parameter): p for p in space.producers}
+        outputs = list(dict.fromkeys(node for node, _ in uses))
+        if len(outputs) != len(uses):
+            self.refused[space.name] = _refused(space, space.producers[0], "several-kernels")
             return None
-        return ProducerProgram(producer.parameter, self._slot(op.source), self._slot(node), op.apply, folded)
+        region = self.regions.extract(space.name, outputs, [tensor for tensor, _, _ in edges])
+        producers: list[ProducerProgram] = []
+        for use in uses.values():
+            producer = self._producer(use, region.restriction)
+            if producer is None:
+                self.refused[space.name] = _refused(space, use, "no-learning-rule")
+                return None
+            producers.append(producer)
+        externals = [ExternalProgram(self._slot(x.node), x.selections) for x in region.externals]
+        return SplitProgram(tuple(producers), region, tuple(externals))
 
-    def _edge(
-        self, space: ChannelSpace, key: EdgeKey, readers: Sequence[fx.Node], taps: Mapping[Reading, int]
-    ) -> EdgeProgram:
-        tensor, dim, groups = key
-        slots = tuple(dict.fromkeys(taps[tensor, reader] for reader in readers))
-        return EdgeProgram(slots, GroupIndex.of(dim, groups, space.width, self.graph.device))
+    def _producer(self, producer: Producer, restriction: Restriction) -> ProducerProgram | None:
+        node, kernel = self.work.nodes[producer.node], self.state[producer.parameter]
+        op = linear_op(self.work, node, kernel)
+        if not op.known and not is_linear(self.graph, self.work, op, kernel):
+            return None
+        rows = restriction.selection(self.parameters[producer.parameter], producer.out_axis)
+        return ProducerProgram(
+            producer.parameter,
+            op,
+            tuple(map(self._slot, op.sources)),
+            self._slot(node),
+            restriction.selections(self.work.values[node][0]),
+            rows if op.narrows else None,
+            self.work.folded.get(node),
+        )
+
+    def _edge_programs(
+        self,
+        space: ChannelSpace,
+        edges: Mapping[EdgeKey, Sequence[fx.Node]],
+        split: SplitProgram | None,
+        taps: Mapping[Reading, int],
+    ) -> tuple[EdgeProgram, ...]:
+        own = self._own_channels(space, edges) if split is None else split.region.restriction
+        programs: list[EdgeProgram] = []
+        for (tensor, dim, groups), readers in edges.items():
+            slots = tuple(dict.fromkeys(taps[tensor, reader] for reader in readers))
+            value = self.work.values[tensor][0]
+            left = [groups[position] for position in own.positions(value, dim)]
+            samples = self.samples.of(tensor)
+            assert samples is not None
+            index = GroupIndex.of(dim + (dim < samples), left, space.width, self.channels.device)
+            programs.append(EdgeProgram(slots, own.selections(value), samples, index))
+        return tuple(programs)
+
+    def _own_channels(self, space: ChannelSpace, edges: Iterable[EdgeKey]) -> Restriction:
+        values = [self.work.values[tensor][0] for tensor, _, _ in edges]
+        return self.channels.restriction(space.name, values)
+
+    def _derived(self, programs: Sequence[SpaceProgram]) -> tuple[FoldedNorm | Narrowed, ...]:
+        """What is narrowed may itself be folded, and comes after."""
+        splits = [program.split for program in programs if program.split is not None]
+        narrowed = [narrowed for split in splits for narrowed in split.region.narrowed]
+        return (*self.work.folded.values(), *narrowed)
 
     def _slot(self, node: fx.Node) -> int:
         if node not in self.slots:

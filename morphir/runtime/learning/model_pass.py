@@ -71,8 +71,8 @@ def run_forward(
         loss: Returns one loss a sample or their mean.
         sample: Whether a pass over sampled labels is to come.
     """
-    for folded in lowered.folded:
-        folded.refresh()
+    for derived in lowered.derived:
+        derived.refresh()
     with torch.enable_grad():
         outputs, captured = lowered.program(*inputs)
         value = _tensor_of(loss(outputs, targets))

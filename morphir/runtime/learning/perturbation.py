@@ -77,9 +77,13 @@ class _Evaluation:
         return [torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, reached, strict=True)]
 
 
-def _stacked(region: Region, ys: Tensors, deltas: Tensors, bases: MaybeTensors) -> Perturbed:
+def _stacked(
+    region: Region, ys: Tensors, deltas: Tensors, externals: Sequence[Any], bases: MaybeTensors
+) -> Perturbed:
     """Both signs in one call, stacked along the batch."""
-    both = _Evaluation.of(region.module, [_both_signs(y, d) for y, d in zip(ys, deltas, strict=True)], ())
+    both = _Evaluation.of(
+        region.module, [_both_signs(y, d) for y, d in zip(ys, deltas, strict=True)], externals
+    )
     halves = [out.detach().chunk(2) for out in both.outputs]
 
     def vjp(gradients: MaybeTensors) -> list[torch.Tensor]:
@@ -122,7 +126,7 @@ def _general(
     region: Region, ys: Tensors, deltas: Tensors, externals: Sequence[Any], bases: MaybeTensors
 ) -> Perturbed:
     if region.stackable and all(map(_worth_stacking, ys)):
-        return _stacked(region, ys, deltas, bases)
+        return _stacked(region, ys, deltas, externals, bases)
     return _apart(region, ys, deltas, externals, bases)
 
 

@@ -1,19 +1,45 @@
-"""A space's region as a program of its own: from the producers' outputs y to the consumers' inputs a."""
+"""A space's region as a program of its own: from the producers' outputs y to the consumers' inputs a.
+
+It computes the space's own channels alone: a concatenation becomes its own part of it, and a batch norm over
+a concatenation one over that part.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
+import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from morphir.analysis.literals import LITERALS, rewrite_literals
+from morphir.ir.channels import ChannelLayer, Value
+from morphir.runtime.learning.narrowed import Narrowed, narrow
+from morphir.runtime.learning.restriction import ChannelMap, Restriction
+from morphir.runtime.learning.sample_axes import SampleAxes
+from morphir.runtime.learning.selection import Selection
 from morphir.runtime.learning.simplify import is_relu
 from morphir.runtime.learning.working_copy import WorkingCopy
 
 RegionKind = Literal["relu", "general"]
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _SIZED = frozenset({"view", "reshape", "expand", "unflatten", "broadcast_to"})
+_CONCATENATIONS = frozenset({torch.cat, torch.concat, torch.concatenate})
+
+
+@dataclass(frozen=True)
+class External:
+    """A value that a region reads besides y.
+
+    Attributes:
+        node: The node of the working copy that computes it.
+        selections: The part of it that the region reads.
+    """
+
+    node: fx.Node
+    selections: tuple[Selection, ...]
 
 
 @dataclass(frozen=True)
@@ -21,42 +47,200 @@ class Region:
     """The channelwise operators between producers and consumers.
 
     Attributes:
-        module: ``module(*ys, *externals)`` returns one tensor for each edge.
-        externals: Nodes of the working copy whose values the region reads besides y.
+        module: ``module(*ys, *externals)`` returns one tensor for each edge, samples first.
+        externals: What it reads besides y.
+        restriction: The channels that it computes; y is to be given, and a returned, on these alone.
+        narrowed: The modules on parts of their channels, to refresh before a run.
         stackable: Whether several batches may be stacked along dimension 0 and run as one.
         kind: ``"relu"`` where the whole region is one ReLU.
     """
 
     module: fx.GraphModule
-    externals: tuple[fx.Node, ...]
+    externals: tuple[External, ...]
+    restriction: Restriction
+    narrowed: tuple[Narrowed, ...]
     stackable: bool
     kind: RegionKind
 
 
-def extract_region(
-    work: WorkingCopy, space: str, outputs: Sequence[fx.Node], edges: Sequence[fx.Node]
-) -> Region:
-    """Cuts a space's region out of the program.
+class Regions:
+    """Cuts spaces' regions out of one program.
 
     Args:
         work: The program.
-        space: Name of the space.
-        outputs: The producers' outputs y.
-        edges: The nodes whose values a the consumers read.
+        channels: Where the channels lie in its values.
+        parameters: The id of every tensor that holds channels, and where they lie in it.
+        samples: Where the samples lie in its values.
     """
-    inside, externals = _Walk(work, space, outputs).run(edges)
-    program = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    for node in (*outputs, *externals):
-        copied[node] = program.placeholder(node.name)
-    ordered = [node for node in work.module.graph.nodes if node in inside]
-    for node in ordered:
-        copied[node] = program.node_copy(node, lambda n: copied[n])
-    program.output(tuple(copied[edge] for edge in edges))
-    module = fx.GraphModule(work.module, program)
-    module.training = False
-    stackable = not externals and all(_keeps_samples_apart(work, node) for node in ordered)
-    return Region(module, tuple(externals), stackable, _kind(work, ordered, edges))
+
+    def __init__(
+        self,
+        work: WorkingCopy,
+        channels: ChannelMap,
+        parameters: Mapping[int, Value],
+        samples: SampleAxes,
+    ) -> None:
+        self.work = work
+        self.channels = channels
+        self.parameters = parameters
+        self.samples = samples
+
+    def extract(self, space: str, outputs: Sequence[fx.Node], edges: Sequence[fx.Node]) -> Region:
+        """Cuts out one region.
+
+        Args:
+            space: Name of the space.
+            outputs: The producers' outputs y.
+            edges: The nodes whose values a the consumers read.
+        """
+        inside, outside = _Walk(self.work, space, outputs).run(edges)
+        ordered = [node for node in self.work.module.graph.nodes if node in inside]
+        values = [value for node in (*outputs, *ordered) for value in self.work.values.get(node, ())]
+        restriction = self.channels.restriction(space, values)
+        if restriction.copies and self._can_restrict(outside, restriction):
+            region = _Cut(self, restriction).run(outputs, ordered, outside, edges)
+            if region is not None and self._fits(region, outputs, edges):
+                return region
+        region = _Cut(self, Restriction.of(self.channels, ())).run(outputs, ordered, outside, edges)
+        assert region is not None
+        return region
+
+    def _can_restrict(self, outside: Sequence[fx.Node], restriction: Restriction) -> bool:
+        """A number from outside may count channels, and a part of several tensors has no one selection."""
+        values = [self.work.values.get(node, ()) for node in outside]
+        return all(len(own) == 1 or (own and not any(map(restriction.selections, own))) for own in values)
+
+    def _fits(self, region: Region, outputs: Sequence[fx.Node], edges: Sequence[fx.Node]) -> bool:
+        """Whether the restricted program runs, and yields the shapes that the analysis predicts.
+
+        Only numbers in the program can make it yield others, so that most regions need not be tried.
+        """
+        if not any(rule.matches(node) for rule in LITERALS for node in region.module.graph.nodes):
+            return True
+
+        def shapes(nodes: Sequence[fx.Node]) -> list[tuple[int, ...]]:
+            return [region.restriction.shape(self.work.values[node][0]) for node in nodes]
+
+        device = self.channels.device
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            inputs = [
+                torch.empty(shape, dtype=self.work.values[node][0].dtype, device=device)
+                for nodes in (outputs, [external.node for external in region.externals])
+                for node, shape in zip(nodes, shapes(nodes), strict=True)
+            ]
+            try:
+                found = region.module(*inputs)
+            except Exception:  # whatever an operator raises on extents that do not fit
+                return False
+            moves = zip(shapes(edges), map(self.samples.of, edges), strict=True)
+            expected = [torch.Size(shape) if not dim else _moved(shape, dim) for shape, dim in moves]
+            return [value.shape for value in found] == expected
+
+
+def _moved(shape: tuple[int, ...], dim: int) -> torch.Size:
+    return torch.Size((shape[dim], *shape[:dim], *shape[dim + 1 :]))
+
+
+class _Cut:
+    """Copies one region out of the program, on the channels that a restriction leaves."""
+
+    def __init__(self, regions: Regions, restriction: Restriction) -> None:
+        self.work = regions.work
+        self.parameters = regions.parameters
+        self.samples = regions.samples
+        self.restriction = restriction
+        self.program = fx.Graph()
+        self.copied: dict[fx.Node, fx.Node] = {}
+        self.narrowed: list[Narrowed] = []
+
+    def run(
+        self,
+        outputs: Sequence[fx.Node],
+        inside: Sequence[fx.Node],
+        outside: Sequence[fx.Node],
+        edges: Sequence[fx.Node],
+    ) -> Region | None:
+        """Returns the region, or None where something of what is left out is still read."""
+        own = [node for node in inside if not self._is_part_of_parameter(node)]
+        externals = [*outside, *(node for node in inside if node not in own)]
+        for node in (*outputs, *externals):
+            self.copied[node] = self.program.placeholder(node.name)
+        for node in own:
+            self._copy(node)
+        self.program.output(tuple(map(self._samples_first, edges)))
+        self._rewrite_literals()
+        self._drop_empty_parts()
+        read = [node for node in externals if self._is_read(node)]
+        if any(self._is_empty(node) for node in read):
+            return None
+        return self._region(read, all(self.samples.of(node) == 0 for node in (*outputs, *edges)))
+
+    def _samples_first(self, edge: fx.Node) -> fx.Node:
+        dim = self.samples.of(edge)
+        return self.program.call_method("movedim", (self.copied[edge], dim, 0)) if dim else self.copied[edge]
+
+    def _is_part_of_parameter(self, node: fx.Node) -> bool:
+        return node.op == "get_attr" and any(map(self.restriction.selections, self._values(node)))
+
+    def _copy(self, node: fx.Node) -> None:
+        copied = self.copied[node] = self.program.node_copy(node, self.copied.__getitem__)
+        leaf = self.work.leaf(node)
+        narrowed = None if leaf is None else narrow(leaf, self.restriction, self.parameters)
+        if narrowed is not None:
+            self.work.replace(copied, narrowed.twin)
+            self.narrowed.append(narrowed)
+
+    def _values(self, node: fx.Node) -> tuple[Value, ...]:
+        return self.work.values.get(node, ())
+
+    def _is_empty(self, node: fx.Node) -> bool:
+        return any(map(self.restriction.is_empty, self._values(node)))
+
+    def _rewrite_literals(self) -> None:
+        values = {copy.name: self._values(node) for node, copy in self.copied.items()}
+        rewrite_literals(self.program, ChannelLayer({}, values), self.restriction.copies)
+
+    def _drop_empty_parts(self) -> None:
+        """A concatenation of what is left, or nothing at all where that is a single part."""
+        empty = {copy for node, copy in self.copied.items() if self._is_empty(node)}
+        for node in list(self.program.nodes):
+            if node.op != "call_function" or node.target not in _CONCATENATIONS or not node.args:
+                continue
+            given = cast("Sequence[fx.Node]", node.args[0] if isinstance(node.args[0], (tuple, list)) else ())
+            left = [part for part in given if part not in empty]
+            if len(left) == 1:
+                node.replace_all_uses_with(left[0])
+                self.program.erase_node(node)
+            elif left:
+                node.update_arg(0, left)
+
+    def _is_read(self, node: fx.Node) -> bool:
+        copied = self.copied[node]
+        if not copied.users:
+            self.program.erase_node(copied)
+            return False
+        return True
+
+    def _region(self, externals: Sequence[fx.Node], samples_first: bool) -> Region:
+        calls = [n for n in self.program.nodes if n.op.startswith("call_")]
+        results = next(node for node in reversed(self.program.nodes) if node.op == "output").args[0]
+        stackable = samples_first and all(node.op == "get_attr" for node in externals)
+        module = fx.GraphModule(self.work.module, self.program)
+        module.training = False
+        read = tuple(
+            External(
+                node, tuple(s for value in self._values(node) for s in self.restriction.selections(value))
+            )
+            for node in externals
+        )
+        return Region(
+            module,
+            read,
+            self.restriction,
+            tuple(self.narrowed),
+            stackable=stackable and all(_keeps_samples_apart(self.work, node) for node in calls),
+            kind="relu" if list(results) == calls and is_relu(self.work, calls[0]) else "general",
+        )
 
 
 class _Walk:
@@ -108,8 +292,3 @@ def _keeps_samples_apart(work: WorkingCopy, node: fx.Node) -> bool:
     first = node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()), None)
     first = first[0] if isinstance(first, (tuple, list)) and first else first
     return not (isinstance(first, int) and first > 0)
-
-
-def _kind(work: WorkingCopy, nodes: Sequence[fx.Node], edges: Sequence[fx.Node]) -> RegionKind:
-    calls = [node for node in nodes if node.op != "get_attr"]
-    return "relu" if len(edges) == 1 and calls == list(edges) and is_relu(work, calls[0]) else "general"

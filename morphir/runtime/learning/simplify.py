@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from morphir.ir.state import own_state
 from morphir.runtime.learning.folded_norm import FoldedNorm
-from morphir.runtime.learning.linear_ops import linear_op
-from morphir.runtime.learning.working_copy import WorkingCopy
+from morphir.runtime.learning.linear_ops import module_apply
+from morphir.runtime.learning.working_copy import WorkingCopy, only_input
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
@@ -46,14 +46,14 @@ def _fold_norms(work: WorkingCopy) -> None:
 
 
 def _folded(work: WorkingCopy, node: fx.Node, linear: nn.Module, norm: nn.Module) -> FoldedNorm | None:
-    op, kernel = linear_op(node, linear), own_state(linear).get("weight")
+    apply, kernel = module_apply(linear), own_state(linear).get("weight")
     running, values = own_state(norm).get("running_mean"), work.values.get(node, ())
-    if op is None or kernel is None or running is None or len(values) != 1:
+    if apply is None or only_input(node) is None or kernel is None or running is None or len(values) != 1:
         return None
     out_axis = 1 if getattr(linear, "transposed", False) else 0
     channel_dim = len(values[0].shape) - 1 if isinstance(linear, nn.Linear) else 1
     fits = channel_dim == 1 and kernel.shape[out_axis] == running.numel() and kernel.dtype in _EXACT_DTYPES
-    return FoldedNorm(op.apply, linear, norm, out_axis) if fits else None
+    return FoldedNorm(apply, linear, norm, out_axis) if fits else None
 
 
 def _merge(work: WorkingCopy, linear_node: fx.Node, norm_node: fx.Node, folded: FoldedNorm) -> None:

@@ -1,4 +1,4 @@
-"""theta: one tensor of the kernel's shape for each producer of a space, learned by Adam.
+"""theta: one tensor for each producer of a space, of its kernel's rows in that space, learned by Adam.
 
 Rows of groups that cannot be split stay 0.
 """
@@ -14,6 +14,7 @@ from morphir.ir.channels import ChannelSpace, Producer
 from morphir.ir.graph import Graph
 from morphir.ir.state import named_state
 from morphir.runtime.learning.lowering import SpaceProgram
+from morphir.runtime.learning.selection import Selection
 
 _HALF = frozenset({torch.bfloat16, torch.float16})
 
@@ -26,8 +27,8 @@ class Theta:
         space: The space.
         parameter: ``state_dict`` key of the kernel.
         out_axis: The kernel's axis of output channels.
-        rows: For every group, its rows along ``out_axis``.
-        value: theta, of the kernel's shape, in float32 at least; requires grad.
+        rows: For every group, its rows of ``value`` along ``out_axis``.
+        value: theta, of the shape of the kernel's own rows, in float32 at least; requires grad.
         mask: 1 on the rows that can be split, broadcastable; None where all can.
     """
 
@@ -40,11 +41,28 @@ class Theta:
 
     @staticmethod
     def initial(
-        graph: Graph, space: ChannelSpace, producer: Producer, scale: float, generator: torch.Generator
+        kernel: torch.Tensor,
+        space: ChannelSpace,
+        producer: Producer,
+        own: Selection | None,
+        scale: float,
+        generator: torch.Generator,
     ) -> Theta:
-        """Draws theta with ``scale`` times the kernel's root mean square."""
-        kernel = named_state(graph)[producer.parameter].detach()
-        rows = _rows(space, producer)
+        """Draws theta with ``scale`` times the kernel's root mean square.
+
+        Args:
+            kernel: The kernel.
+            space: The space.
+            producer: Whose kernel it is.
+            own: The kernel's rows that theta has; all where None.
+            scale: Relative size.
+            generator: Source of the draw.
+        """
+        kernel = kernel.detach()
+        rows = _rows(
+            space, producer, range(kernel.shape[producer.out_axis]) if own is None else own.positions
+        )
+        kernel = kernel if own is None else own.take(kernel)
         mask = _mask(space, rows, kernel, producer.out_axis)
         dtype = torch.float32 if kernel.dtype in _HALF else kernel.dtype
         noise = torch.randn(kernel.shape, generator=generator, dtype=torch.float64).to(kernel.device, dtype)
@@ -70,13 +88,16 @@ def initial_thetas(
 ) -> dict[str, dict[str, Theta]]:
     """Returns, for every space whose splits are learned, theta by producer parameter."""
     generator = torch.Generator().manual_seed(seed)
+    state = named_state(graph)
     thetas: dict[str, dict[str, Theta]] = {}
     for program in programs:
         if program.split is not None:
             space, own = graph.space(program.name), dict[str, Theta]()
+            rows = {producer.parameter: producer.rows for producer in program.split.producers}
             for producer in space.producers:
-                if producer.parameter not in own:
-                    own[producer.parameter] = Theta.initial(graph, space, producer, scale, generator)
+                key = producer.parameter
+                if key not in own:
+                    own[key] = Theta.initial(state[key], space, producer, rows[key], scale, generator)
             thetas[program.name] = own
     return thetas
 
@@ -86,13 +107,14 @@ def group_kernels(thetas: Mapping[str, Theta], group: int) -> dict[str, torch.Te
     return {parameter: theta.of_group(group) for parameter, theta in thetas.items()}
 
 
-def _rows(space: ChannelSpace, producer: Producer) -> tuple[tuple[int, ...], ...]:
+def _rows(space: ChannelSpace, producer: Producer, own: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     binding = space.binding(producer.parameter, producer.out_axis)
     assert binding is not None
     rows: list[list[int]] = [[] for _ in range(space.width)]
-    for row, group in enumerate(binding.groups):
+    for place, row in enumerate(own):
+        group = binding.groups[row]
         if group >= 0:
-            rows[group].append(row)
+            rows[group].append(place)
     return tuple(map(tuple, rows))
 
 

@@ -6,8 +6,10 @@ Nothing in the copy is computed in place, so that every value can be kept.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,17 +34,40 @@ class WorkingCopy:
     module: fx.GraphModule
     nodes: dict[str, fx.Node]
     values: dict[fx.Node, tuple[Value, ...]]
-    folded: dict[fx.Node, FoldedNorm]
+    folded: dict[fx.Node, FoldedNorm] = field(default_factory=dict[fx.Node, FoldedNorm])
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def leaf(self, node: fx.Node) -> nn.Module | None:
         """Returns the module that a ``call_module`` node calls."""
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
+    def linear_leaf(self, node: fx.Node) -> nn.Module | None:
+        """Returns the module that a ``call_module`` node called before a batch norm was folded in."""
+        return self.folded[node].parts[0] if node in self.folded else self.leaf(node)
+
+    def attribute(self, node: fx.Node) -> object:
+        """Returns what a ``get_attr`` node reads."""
+        return functools.reduce(getattr, str(node.target).split("."), self.module)
+
+    def activations(self) -> set[fx.Node]:
+        """Returns the nodes that depend on the model's inputs; the others are computed from parameters."""
+        found: set[fx.Node] = set()
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
+                found.add(node)
+        return found
+
     def replace(self, node: fx.Node, module: nn.Module) -> None:
-        """Makes a ``call_module`` node call another module."""
-        path = f"_morphir_{node.name}"
+        """Makes a ``call_module`` node, here or in a part of the program, call another module."""
+        path = f"_morphir_{next(self._numbers)}"
         self.module.add_submodule(path, module)
         node.target = path
+
+
+def only_input(node: fx.Node) -> fx.Node | None:
+    """Returns the node whose value is all that a node reads."""
+    given = (*node.args, *node.kwargs.values())
+    return given[0] if len(given) == 1 and isinstance(given[0], fx.Node) else None
 
 
 def working_copy(graph: Graph) -> WorkingCopy:
@@ -57,7 +82,7 @@ def working_copy(graph: Graph) -> WorkingCopy:
     # GraphModule takes over the graph that it is given, nodes included.
     nodes = {originals[node].name: node for node in module.graph.nodes if node in originals}
     values = {node: graph.channels.values.get(name, ()) for name, node in nodes.items()}
-    work = WorkingCopy(module, nodes, values, {})
+    work = WorkingCopy(module, nodes, values)
     _undo_in_place(work)
     return work
 

@@ -94,7 +94,7 @@ def test_folded_norms_follow_the_weights() -> None:
         for tensor in (*graph.parameters(), *graph.buffers()):
             if tensor.is_floating_point():
                 tensor.mul_(1.1)
-    for folded in lowered.folded:
+    for folded in lowered.derived:
         folded.refresh()
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     outputs, _ = lowered.program(images)

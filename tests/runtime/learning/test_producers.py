@@ -1,0 +1,234 @@
+"""Everything that the analysis calls exact can be learned: producers of every kind, and parts of regions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models.convnext import CNBlock
+from torchvision.models.swin_transformer import SwinTransformer
+from torchvision.models.vision_transformer import VisionTransformer
+
+CLASSES = 4
+
+
+def _bare(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape) * 0.4)
+
+
+class _Head(nn.Module):
+    """What all the small networks end with."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.flatten(2).mean(2))
+
+
+class GroupedConvolutions(nn.Module):
+    """Rows of one group in every convolution group, and groups of several rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.grouped = nn.Conv2d(8, 12, 3, padding=1, groups=4, bias=False)
+        self.norm = nn.BatchNorm2d(12)
+        self.up = nn.ConvTranspose2d(12, 6, 2, stride=2, groups=2)
+        self.plain_up = nn.ConvTranspose2d(6, 5, 3, padding=1)
+        self.head = _Head(5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.grouped(torch.tanh(self.stem(x)))))
+        return self.head(functional.silu(self.plain_up(functional.gelu(self.up(x)))))
+
+
+class OutputSize(nn.Module):
+    """Modules that are called with more than one argument, or by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(6, 5, 3, stride=2, padding=1)
+        self.last = nn.Conv2d(5, 4, 1)
+        self.head = _Head(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        small = functional.silu(self.down(input=x))
+        x = functional.silu(self.up(small, output_size=x.shape[2:]))
+        return self.head(functional.silu(self.last(input=x)))
+
+
+class BareParameters(nn.Module):
+    """Functional operators that read parameters directly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel, self.bias = _bare(5, 3, 3, 3), _bare(5)
+        self.up = _bare(5, 6, 2, 2)
+        self.one = _bare(7, 6, 1)
+        self.weight, self.offset = _bare(6, 7), _bare(6)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.silu(functional.conv2d(x, self.kernel, self.bias, padding=1))
+        x = functional.silu(functional.conv_transpose2d(x, self.up, stride=2))
+        x = functional.silu(functional.conv1d(x.flatten(2), self.one, bias=None))
+        x = functional.linear(x.mean(2), weight=self.weight, bias=self.offset)
+        return self.head(functional.silu(x))
+
+
+class Products(nn.Module):
+    """Matrix products of every spelling, the parameter on either side, through views, samples last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = _bare(3, 5)
+        self.second = _bare(6, 5)
+        self.third, self.addend = _bare(6, 5), _bare(5)
+        self.fourth = _bare(5, 7)
+        self.fifth = _bare(6, 7)
+        self.sixth = _bare(6, 4)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.silu(x.flatten(2).mean(2) @ self.first)
+        x = functional.silu(torch.matmul(x, self.second.t()))
+        x = functional.silu(torch.addmm(self.addend, x, self.third))
+        x = functional.silu(torch.einsum("bi,ij->bj", x, self.fourth))
+        x = functional.silu((self.fifth @ x.t()).t())
+        return self.head(functional.silu(x.mm(self.sixth)))
+
+
+class OneAndThreeDimensions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.volume = nn.Conv3d(3, 6, 3, padding=1)
+        self.norm3 = nn.BatchNorm3d(6)
+        self.line = nn.Conv1d(6, 5, 3, bias=False)
+        self.norm1 = nn.BatchNorm1d(5)
+        self.head = _Head(5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.unflatten(2, (2, -1))
+        x = functional.max_pool3d(torch.relu(self.norm3(self.volume(x))), 2)
+        return self.head(torch.relu(self.norm1(self.line(x.flatten(2)))))
+
+
+class SharedModule(nn.Module):
+    """One kernel makes the channels in two places: one theta, two producers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 3, 1)
+        self.shared = nn.Conv2d(3, 6, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(6), nn.BatchNorm2d(6)])
+        self.head = _Head(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left = torch.relu(self.norms[0](self.shared(x)))
+        right = torch.relu(self.norms[1](self.shared(torch.tanh(self.stem(x)))))
+        return self.head(left) + self.head(left * right)
+
+
+class TiedParameter(nn.Module):
+    """Two modules that hold the same kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(3, 6, 3, padding=1)
+        self.right = nn.Conv2d(3, 6, 3, padding=1, dilation=1, bias=False)
+        self.right.weight = self.left.weight
+        self.head = _Head(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(functional.silu(self.left(x))) + self.head(functional.gelu(self.right(x.flip(3))))
+
+
+class Multiplier(nn.Module):
+    """A depthwise convolution with two outputs a channel in the region."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.depthwise = nn.Conv2d(4, 8, 3, padding=1, groups=4, bias=False)
+        self.norm2 = nn.BatchNorm2d(8)
+        self.last = nn.Conv2d(8, 5, 1)
+        self.head = _Head(5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = functional.relu6(self.norm2(self.depthwise(x)))
+        return self.head(functional.silu(self.last(x)))
+
+
+class ShuffledRows(nn.Module):
+    """A channel shuffle ties channels of both halves: several rows of each kernel for one group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.branch = nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Conv2d(8, 5, 1)
+        self.head = _Head(5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept, changed = functional.silu(self.stem(x)).chunk(2, dim=1)
+        x = torch.cat((kept, functional.silu(self.branch(changed))), dim=1)
+        b, c, h, w = x.size()
+        x = x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+        return self.head(functional.silu(self.last(x)))
+
+
+class Transformed(nn.Module):
+    """ConvNeXt: layer norm and layer scale around a hidden width of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 2, stride=2)
+        self.block = CNBlock(8, layer_scale=0.5, stochastic_depth_prob=0.0)
+        self.head = _Head(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(self.stem(x)))
+
+
+def _vision_transformer() -> nn.Module:
+    model = VisionTransformer(8, 4, 2, num_heads=2, hidden_dim=8, mlp_dim=12, num_classes=CLASSES)
+    nn.init.normal_(model.heads.head.weight)
+    return model
+
+
+def _swin() -> nn.Module:
+    return SwinTransformer(
+        [2, 2], 8, depths=[1, 1], num_heads=[2, 2], window_size=[2, 2], num_classes=CLASSES
+    )
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "grouped": GroupedConvolutions,
+    "output-size": OutputSize,
+    "bare": BareParameters,
+    "products": Products,
+    "dimensions": OneAndThreeDimensions,
+    "shared-module": SharedModule,
+    "tied": TiedParameter,
+    "multiplier": Multiplier,
+    "shuffled-rows": ShuffledRows,
+    "convnext": Transformed,
+    "vision-transformer": _vision_transformer,
+    "swin": _swin,
+}
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_q_is_the_derivative_of_the_summed_loss(name: str, check_scores: Callable[..., Any]) -> None:
+    checked = check_scores(NETWORKS[name](), torch.randn(3, 3, 8, 8, dtype=torch.float64), spaces=30)
+    assert checked.spaces
+    assert checked.visible == checked.groups

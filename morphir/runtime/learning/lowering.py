@@ -23,9 +23,9 @@ from morphir.runtime.learning.folded_norm import FoldedNorm
 from morphir.runtime.learning.group_index import GroupIndex
 from morphir.runtime.learning.linearity import is_linear
 from morphir.runtime.learning.narrowed import Narrowed
+from morphir.runtime.learning.own_channels import ChannelMap, OwnChannels, parameter_values
 from morphir.runtime.learning.producer_ops import LinearOp, linear_op
 from morphir.runtime.learning.region import Region, Regions
-from morphir.runtime.learning.restriction import ChannelMap, Restriction, parameter_values
 from morphir.runtime.learning.sample_axes import SampleAxes
 from morphir.runtime.learning.selection import Selection, take
 from morphir.runtime.learning.simplify import simplify
@@ -164,7 +164,9 @@ def lower(graph: Graph, spaces: Collection[str] | None = None) -> Lowered:
 
 def _refused(space: ChannelSpace, producer: Producer, code: str) -> Remark:
     """Returns why a space is not learned; ``producer`` is the one to blame."""
-    return Remark("refused", code, CODES[code].meaning, space.name, node=producer.node, source=producer.source)
+    return Remark(
+        "refused", code, CODES[code].meaning, space.name, node=producer.node, source=producer.source
+    )
 
 
 EdgeKey = tuple[fx.Node, int, tuple[int, ...]]
@@ -179,10 +181,10 @@ class _Lowering:
         self.work = work
         self.state = named_state(graph)
         self.parameters = parameter_values(graph.spaces.values(), self.state)
-        self.channels = ChannelMap(graph.spaces, graph.device)
+        self.channel_map = ChannelMap(graph.spaces, graph.device)
         by_id = {id(self.state[key]): value for key, value in self.parameters.items()}
         self.samples = SampleAxes(graph, work)
-        self.regions = Regions(work, self.channels, by_id, self.samples)
+        self.regions = Regions(work, self.channel_map, by_id, self.samples)
         self.slots: dict[fx.Node, int] = {}
         self.captured: list[fx.Node] = []
         self.refused: dict[str, Remark] = {}
@@ -231,7 +233,7 @@ class _Lowering:
         region = self.regions.extract(space.name, outputs, [tensor for tensor, _, _ in edges])
         producers: list[ProducerProgram] = []
         for use in uses.values():
-            producer = self._producer(use, region.restriction)
+            producer = self._producer(use, region.channels)
             if producer is None:
                 self.refused[space.name] = _refused(space, use, "no-learning-rule")
                 return None
@@ -239,18 +241,18 @@ class _Lowering:
         externals = [ExternalProgram(self._slot(x.node), x.selections) for x in region.externals]
         return SplitProgram(tuple(producers), region, tuple(externals))
 
-    def _producer(self, producer: Producer, restriction: Restriction) -> ProducerProgram | None:
+    def _producer(self, producer: Producer, channels: OwnChannels) -> ProducerProgram | None:
         node, kernel = self.work.nodes[producer.node], self.state[producer.parameter]
         op = linear_op(self.work, node, kernel)
         if not op.known and not is_linear(self.graph, self.work, op, kernel):
             return None
-        rows = restriction.selection(self.parameters[producer.parameter], producer.out_axis)
+        rows = channels.selection(self.parameters[producer.parameter], producer.out_axis)
         return ProducerProgram(
             producer.parameter,
             op,
             tuple(map(self._slot, op.sources)),
             self._slot(node),
-            restriction.selections(self.work.values[node][0]),
+            channels.selections(self.work.values[node][0]),
             rows if op.narrows else None,
             self.work.folded.get(node),
         )
@@ -262,21 +264,21 @@ class _Lowering:
         split: SplitProgram | None,
         taps: Mapping[Reading, int],
     ) -> tuple[EdgeProgram, ...]:
-        own = self._own_channels(space, edges) if split is None else split.region.restriction
+        channels = self._own_channels(space, edges) if split is None else split.region.channels
         programs: list[EdgeProgram] = []
         for (tensor, dim, groups), readers in edges.items():
             slots = tuple(dict.fromkeys(taps[tensor, reader] for reader in readers))
             value = self.work.values[tensor][0]
-            left = [groups[position] for position in own.positions(value, dim)]
+            left = [groups[position] for position in channels.positions(value, dim)]
             samples = self.samples.of(tensor)
             assert samples is not None
-            index = GroupIndex.of(dim + (dim < samples), left, space.width, self.channels.device)
-            programs.append(EdgeProgram(slots, own.selections(value), samples, index))
+            index = GroupIndex.of(dim + (dim < samples), left, space.width, self.channel_map.device)
+            programs.append(EdgeProgram(slots, channels.selections(value), samples, index))
         return tuple(programs)
 
-    def _own_channels(self, space: ChannelSpace, edges: Iterable[EdgeKey]) -> Restriction:
+    def _own_channels(self, space: ChannelSpace, edges: Iterable[EdgeKey]) -> OwnChannels:
         values = [self.work.values[tensor][0] for tensor, _, _ in edges]
-        return self.channels.restriction(space.name, values)
+        return self.channel_map.own(space.name, values)
 
     def _derived(self, programs: Sequence[SpaceProgram]) -> tuple[FoldedNorm | Narrowed, ...]:
         """What is narrowed may itself be folded, and comes after."""

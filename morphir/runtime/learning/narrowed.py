@@ -14,7 +14,7 @@ from morphir.ir.channels import Value
 from morphir.ir.state import own_state
 from morphir.runtime.learning.folded_norm import FoldedNorm
 from morphir.runtime.learning.linear_ops import module_apply
-from morphir.runtime.learning.restriction import Restriction
+from morphir.runtime.learning.own_channels import OwnChannels
 from morphir.runtime.learning.selection import Selection, take
 
 
@@ -47,18 +47,18 @@ class Narrowed:
                 self.twin.__dict__[name] = take(selections, tensor.detach())
 
 
-def narrow(module: nn.Module, restriction: Restriction, parameters: Mapping[int, Value]) -> Narrowed | None:
-    """Returns a module on the channels that a restriction leaves; None where it holds no others.
+def narrow(module: nn.Module, channels: OwnChannels, parameters: Mapping[int, Value]) -> Narrowed | None:
+    """Returns a module on a region's own channels; None where it holds no others.
 
     Args:
         module: A leaf module.
-        restriction: The channels.
+        channels: The channels.
         parameters: The id of every tensor that holds channels, and where they lie in it.
     """
     if isinstance(module, FoldedNorm):
-        return _narrow_folded(module, restriction, parameters)
+        return _narrow_folded(module, channels, parameters)
     own = own_state(module)
-    selections = _selections(own, restriction, parameters)
+    selections = _selections(own, channels, parameters)
     if not selections:
         return None
     twin = copy.copy(module)
@@ -71,13 +71,13 @@ def narrow(module: nn.Module, restriction: Restriction, parameters: Mapping[int,
 
 
 def _narrow_folded(
-    module: FoldedNorm, restriction: Restriction, parameters: Mapping[int, Value]
+    module: FoldedNorm, channels: OwnChannels, parameters: Mapping[int, Value]
 ) -> Narrowed | None:
     """The folded kernel and bias lie as the linear module's kernel and the norm's statistics do."""
     linear, norm = module.parts
-    kernel = _selections({"weight": linear.weight}, restriction, parameters)
-    statistics = _selections({"bias": norm.running_mean}, restriction, parameters)
-    narrowed = narrow(linear, restriction, parameters)
+    kernel = _selections({"weight": linear.weight}, channels, parameters)
+    statistics = _selections({"bias": norm.running_mean}, channels, parameters)
+    narrowed = narrow(linear, channels, parameters)
     if narrowed is None:
         return None
     apply = module_apply(narrowed.twin)
@@ -88,8 +88,8 @@ def _narrow_folded(
 
 
 def _selections(
-    tensors: Mapping[str, torch.Tensor], restriction: Restriction, parameters: Mapping[int, Value]
+    tensors: Mapping[str, torch.Tensor], channels: OwnChannels, parameters: Mapping[int, Value]
 ) -> dict[str, tuple[Selection, ...]]:
     known = {name: parameters[id(tensor)] for name, tensor in tensors.items() if id(tensor) in parameters}
-    found = {name: restriction.selections(value) for name, value in known.items()}
+    found = {name: channels.selections(value) for name, value in known.items()}
     return {name: selections for name, selections in found.items() if selections}

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from morphir.analysis.literals import LITERALS, rewrite_literals
 from morphir.ir.channels import ChannelLayer, Value
 from morphir.runtime.learning.narrowed import Narrowed, narrow
-from morphir.runtime.learning.restriction import ChannelMap, Restriction
+from morphir.runtime.learning.own_channels import ChannelMap, OwnChannels
 from morphir.runtime.learning.sample_axes import SampleAxes
 from morphir.runtime.learning.selection import Selection
 from morphir.runtime.learning.simplify import is_relu
@@ -49,7 +49,7 @@ class Region:
     Attributes:
         module: ``module(*ys, *externals)`` returns one tensor for each edge, samples first.
         externals: What it reads besides y.
-        restriction: The channels that it computes; y is to be given, and a returned, on these alone.
+        channels: The channels that it computes; y is to be given, and a returned, on these alone.
         narrowed: The modules on parts of their channels, to refresh before a run.
         stackable: Whether several batches may be stacked along dimension 0 and run as one.
         kind: ``"relu"`` where the whole region is one ReLU.
@@ -57,7 +57,7 @@ class Region:
 
     module: fx.GraphModule
     externals: tuple[External, ...]
-    restriction: Restriction
+    channels: OwnChannels
     narrowed: tuple[Narrowed, ...]
     stackable: bool
     kind: RegionKind
@@ -68,7 +68,7 @@ class Regions:
 
     Args:
         work: The program.
-        channels: Where the channels lie in its values.
+        channel_map: Where the channels lie in its values.
         parameters: The id of every tensor that holds channels, and where they lie in it.
         samples: Where the samples lie in its values.
     """
@@ -76,12 +76,12 @@ class Regions:
     def __init__(
         self,
         work: WorkingCopy,
-        channels: ChannelMap,
+        channel_map: ChannelMap,
         parameters: Mapping[int, Value],
         samples: SampleAxes,
     ) -> None:
         self.work = work
-        self.channels = channels
+        self.channel_map = channel_map
         self.parameters = parameters
         self.samples = samples
 
@@ -96,19 +96,19 @@ class Regions:
         inside, outside = _Walk(self.work, space, outputs).run(edges)
         ordered = [node for node in self.work.module.graph.nodes if node in inside]
         values = [value for node in (*outputs, *ordered) for value in self.work.values.get(node, ())]
-        restriction = self.channels.restriction(space, values)
-        if restriction.copies and self._can_restrict(outside, restriction):
-            region = _Cut(self, restriction).run(outputs, ordered, outside, edges)
+        channels = self.channel_map.own(space, values)
+        if channels.copies and self._can_restrict(outside, channels):
+            region = _Cut(self, channels).run(outputs, ordered, outside, edges)
             if region is not None and self._fits(region, outputs, edges):
                 return region
-        region = _Cut(self, Restriction.of(self.channels, ())).run(outputs, ordered, outside, edges)
+        region = _Cut(self, OwnChannels.of(self.channel_map, ())).run(outputs, ordered, outside, edges)
         assert region is not None
         return region
 
-    def _can_restrict(self, outside: Sequence[fx.Node], restriction: Restriction) -> bool:
+    def _can_restrict(self, outside: Sequence[fx.Node], channels: OwnChannels) -> bool:
         """A number from outside may count channels, and a part of several tensors has no one selection."""
         values = [self.work.values.get(node, ()) for node in outside]
-        return all(len(own) == 1 or (own and not any(map(restriction.selections, own))) for own in values)
+        return all(len(own) == 1 or (own and not any(map(channels.selections, own))) for own in values)
 
     def _fits(self, region: Region, outputs: Sequence[fx.Node], edges: Sequence[fx.Node]) -> bool:
         """Whether the restricted program runs, and yields the shapes that the analysis predicts.
@@ -119,9 +119,9 @@ class Regions:
             return True
 
         def shapes(nodes: Sequence[fx.Node]) -> list[tuple[int, ...]]:
-            return [region.restriction.shape(self.work.values[node][0]) for node in nodes]
+            return [region.channels.shape(self.work.values[node][0]) for node in nodes]
 
-        device = self.channels.device
+        device = self.channel_map.device
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             inputs = [
                 torch.empty(shape, dtype=self.work.values[node][0].dtype, device=device)
@@ -142,13 +142,13 @@ def _moved(shape: tuple[int, ...], dim: int) -> torch.Size:
 
 
 class _Cut:
-    """Copies one region out of the program, on the channels that a restriction leaves."""
+    """Copies one region out of the program, on a region's own channels."""
 
-    def __init__(self, regions: Regions, restriction: Restriction) -> None:
+    def __init__(self, regions: Regions, channels: OwnChannels) -> None:
         self.work = regions.work
         self.parameters = regions.parameters
         self.samples = regions.samples
-        self.restriction = restriction
+        self.channels = channels
         self.program = fx.Graph()
         self.copied: dict[fx.Node, fx.Node] = {}
         self.narrowed: list[Narrowed] = []
@@ -180,12 +180,12 @@ class _Cut:
         return self.program.call_method("movedim", (self.copied[edge], dim, 0)) if dim else self.copied[edge]
 
     def _is_part_of_parameter(self, node: fx.Node) -> bool:
-        return node.op == "get_attr" and any(map(self.restriction.selections, self._values(node)))
+        return node.op == "get_attr" and any(map(self.channels.selections, self._values(node)))
 
     def _copy(self, node: fx.Node) -> None:
         copied = self.copied[node] = self.program.node_copy(node, self.copied.__getitem__)
         leaf = self.work.leaf(node)
-        narrowed = None if leaf is None else narrow(leaf, self.restriction, self.parameters)
+        narrowed = None if leaf is None else narrow(leaf, self.channels, self.parameters)
         if narrowed is not None:
             self.work.replace(copied, narrowed.twin)
             self.narrowed.append(narrowed)
@@ -194,11 +194,11 @@ class _Cut:
         return self.work.values.get(node, ())
 
     def _is_empty(self, node: fx.Node) -> bool:
-        return any(map(self.restriction.is_empty, self._values(node)))
+        return any(map(self.channels.is_empty, self._values(node)))
 
     def _rewrite_literals(self) -> None:
         values = {copy.name: self._values(node) for node, copy in self.copied.items()}
-        rewrite_literals(self.program, ChannelLayer({}, values), self.restriction.copies)
+        rewrite_literals(self.program, ChannelLayer({}, values), self.channels.copies)
 
     def _drop_empty_parts(self) -> None:
         """A concatenation of what is left, or nothing at all where that is a single part."""
@@ -228,15 +228,13 @@ class _Cut:
         module = fx.GraphModule(self.work.module, self.program)
         module.training = False
         read = tuple(
-            External(
-                node, tuple(s for value in self._values(node) for s in self.restriction.selections(value))
-            )
+            External(node, tuple(s for value in self._values(node) for s in self.channels.selections(value)))
             for node in externals
         )
         return Region(
             module,
             read,
-            self.restriction,
+            self.channels,
             tuple(self.narrowed),
             stackable=stackable and all(_keeps_samples_apart(self.work, node) for node in calls),
             kind="relu" if list(results) == calls and is_relu(self.work, calls[0]) else "general",

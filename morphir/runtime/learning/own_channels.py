@@ -48,7 +48,7 @@ class ChannelMap:
             self._numbers[key] = (value, found)
         return self._numbers[key][1]
 
-    def restriction(self, space: str, values: Iterable[Value]) -> Restriction:
+    def own(self, space: str, values: Iterable[Value]) -> OwnChannels:
         """Leaves out every space whose channels lie beside the space's own, as far as they may be pruned.
 
         Args:
@@ -58,41 +58,41 @@ class ChannelMap:
         beside, across = _neighbours(space, values)
         # What lies beside in one value and across in another has no one set of positions to leave out.
         left_out = [] if beside & across else [name for name in self.spaces if name in beside]
-        return Restriction.of(self, left_out)
+        return OwnChannels.of(self, left_out)
 
 
 @dataclass(frozen=True, eq=False)
-class Restriction:
+class OwnChannels:
     """A region's own channels.
 
     Attributes:
-        channels: Where the channels lie.
+        channel_map: Where the channels lie.
         copies: Space to, for each of its groups, 0 where the region leaves it out, else 1.
         kept: The same by the groups' numbers.
     """
 
-    channels: ChannelMap
+    channel_map: ChannelMap
     copies: Mapping[str, Sequence[int]]
     kept: NDArray[np.bool_]
 
     @staticmethod
-    def of(channels: ChannelMap, left_out: Collection[str]) -> Restriction:
+    def of(channel_map: ChannelMap, left_out: Collection[str]) -> OwnChannels:
         """Leaves out the groups of some spaces, but not those that must not be pruned."""
-        kept = np.ones(channels.total + 1, dtype=np.bool_)
+        kept = np.ones(channel_map.total + 1, dtype=np.bool_)
         copies: dict[str, list[int]] = {}
         for name in left_out:
-            counts = [int(verdict.kind == "frozen") for verdict in channels.spaces[name].verdicts]
-            kept[channels.first[name] : channels.first[name] + len(counts)] = counts
+            counts = [int(verdict.kind == "frozen") for verdict in channel_map.spaces[name].verdicts]
+            kept[channel_map.first[name] : channel_map.first[name] + len(counts)] = counts
             copies[name] = counts
-        return Restriction(channels, copies, kept)
+        return OwnChannels(channel_map, copies, kept)
 
     def positions(self, value: Value, dim: int) -> list[int]:
         """Returns the positions that are left along one dimension of a value."""
-        return np.flatnonzero(self.kept[self.channels.numbers(value, dim)]).tolist()
+        return np.flatnonzero(self.kept[self.channel_map.numbers(value, dim)]).tolist()
 
     def selection(self, value: Value, dim: int) -> Selection | None:
         """Returns what is left along one dimension of a value; None where all is."""
-        return Selection.of(dim, self.positions(value, dim), value.shape[dim], self.channels.device)
+        return Selection.of(dim, self.positions(value, dim), value.shape[dim], self.channel_map.device)
 
     def selections(self, value: Value) -> tuple[Selection, ...]:
         """Returns what is left of a value, dimension by dimension."""

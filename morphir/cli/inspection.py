@@ -10,13 +10,17 @@ from typing import Annotated, Any, Literal
 import typer
 
 from morphir.analysis.cost import Cost, cost, delta_cost
+from morphir.analysis.explain import explain
 from morphir.analysis.locality import locality
 from morphir.cli.options import AsJson, Channels, Classes, ImageSize, Subject, Width
 from morphir.cli.output import print_json, print_table
 from morphir.cli.runs import load_subject
-from morphir.ir.channels import ChannelSpace, Verdict, VerdictKind
+from morphir.errors import MorphirError
+from morphir.ir.channels import ChannelSpace, VerdictKind
+from morphir.ir.codes import suggestion_for
 from morphir.ir.graph import Graph
 from morphir.ir.printer import print_graph
+from morphir.ir.source import located
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
 
@@ -35,17 +39,27 @@ def command(
     space: Annotated[
         str | None, typer.Option(help="Show one space: its locality, and each group's verdict.")
     ] = None,
+    why: Annotated[
+        str | None,
+        typer.Option(
+            "--explain",
+            metavar="SPACE[:INDEX]",
+            help="Explain a space, or one of its groups: what ties and what restricts it, step by step.",
+        ),
+    ] = None,
     ir: Annotated[bool, typer.Option("--ir", help="Print the textual IR.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the channel spaces of a model or of a run's network.
 
     One line per space: its width, how many channel groups may be split and pruned (exact), only pruned, or
-    not changed at all (frozen) and why, and what one split and one prune cost.
+    not changed at all (frozen) and why, and what one split and one prune cost. Then all groups by verdict,
+    and what you could do.
 
     \b
     morphir inspect vgg19 --width 16
     morphir inspect torchvision:resnet18 --space layer1.0.conv2
+    morphir inspect torchvision:resnet18 --explain fc:3
     morphir inspect net.py:build --json
     morphir inspect runs/demo --ir
     """  # noqa: D301
@@ -53,17 +67,36 @@ def command(
     if ir:
         text = print_graph(graph)
         print_json({"ir": text}) if as_json else typer.echo(text)
+    elif why is not None:
+        found = explain(graph, *_group(graph, why))
+        print_json(found.to_json()) if as_json else typer.echo(str(found))
     elif space is not None:
         print_json(describe_locality(graph, space)) if as_json else _print_space(graph, space)
     else:
         print_json(describe(graph)) if as_json else _print_spaces(subject, graph)
 
 
+def _group(graph: Graph, name: str) -> tuple[str, int | None]:
+    """Reads ``SPACE`` or ``SPACE:INDEX``; a space of the whole name comes first."""
+    space, colon, index = name.rpartition(":")
+    if name in graph.spaces or not colon:
+        return name, None
+    if not index.isdecimal():
+        raise MorphirError(
+            f"{index!r} is no number of a channel group", hint="name a group as SPACE:INDEX, as conv1:3"
+        )
+    return space, int(index)
+
+
 def describe(graph: Graph) -> dict[str, Any]:
-    """Returns a graph's cost and its spaces as plain data."""
+    """Returns a graph's cost, its spaces, and its channel groups by verdict, as plain data."""
     return {
         **asdict(cost(graph)),
         "spaces": [describe_space(graph, space) for space in graph.spaces.values()],
+        "verdicts": [
+            {"kind": kind, "code": code, "groups": count, "suggestion": suggestion_for(code)}
+            for (kind, code), count in graph.channels.verdict_counts().items()
+        ],
     }
 
 
@@ -102,19 +135,14 @@ def describe_locality(graph: Graph, name: str) -> dict[str, Any]:
     return {
         **describe_space(graph, space),
         "locality": {part: located(getattr(found, part)) for part in ("x", "y", "region", "a", "z")},
-        "verdicts": [{"index": at, **_verdict(verdict)} for at, verdict in enumerate(space.verdicts)],
+        "verdicts": [{"index": at, **verdict.to_json()} for at, verdict in enumerate(space.verdicts)],
     }
 
 
 def _reasons(space: ChannelSpace) -> list[dict[str, Any]]:
     """Gathers the groups that are not exact by what restricts them."""
     counts = Counter(verdict for verdict in space.verdicts if verdict.kind != "exact")
-    return [{**_verdict(verdict), "groups": count} for verdict, count in counts.items()]
-
-
-def _verdict(verdict: Verdict) -> dict[str, Any]:
-    plain = {name: getattr(verdict, name) for name in ("kind", "code", "reason", "node")}
-    return {**plain, "source": _text(verdict.source)}
+    return [{**verdict.to_json(), "groups": count} for verdict, count in counts.items()]
 
 
 def _change(graph: Graph, space: ChannelSpace, kind: Literal["split", "prune"]) -> Cost | None:
@@ -142,6 +170,16 @@ def _print_spaces(subject: str, graph: Graph) -> None:
             for space in spaces
         ],
     )
+    _print_verdicts(graph)
+
+
+def _print_verdicts(graph: Graph) -> None:
+    counts = graph.channels.verdict_counts()
+    print_table(
+        f"{sum(counts.values()):,} channel groups",
+        ("verdict", "code", ">groups", "what you could do"),
+        [(kind, code or None, count, suggestion_for(code) or None) for (kind, code), count in counts.items()],
+    )
 
 
 def _cell(change: dict[str, int] | None, resource: str) -> int | None:
@@ -149,9 +187,8 @@ def _cell(change: dict[str, int] | None, resource: str) -> int | None:
 
 
 def _reason_line(reason: dict[str, Any]) -> str:
-    where = f" at %{reason['node']}" if reason["node"] else ""
-    source = f" ({reason['source']})" if reason["source"] else ""
-    return f"{reason['groups']} {reason['kind']}: {reason['reason']}{where}{source}"
+    where = located(reason["node"], reason["source"])
+    return f"{reason['groups']} {reason['kind']}: {reason['reason']} [{reason['code']}]{where}"
 
 
 def _print_space(graph: Graph, name: str) -> None:
@@ -160,6 +197,8 @@ def _print_space(graph: Graph, name: str) -> None:
     typer.echo(f"{space['width']} channel groups, {space['exact']} exact")
     for reason in space["reasons"]:
         typer.echo(f"  {_reason_line(reason)}")
+        if reason["suggestion"]:
+            typer.echo(f"    hint: {reason['suggestion']}")
     for kind in _ALLOWING:
         if space[kind] is not None:
             typer.echo(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from types import TracebackType
 from typing import Any
 
 import typer
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 _PIPED_WIDTH = 200
@@ -46,3 +48,51 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 def _cell(value: object) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+class Lines:
+    """Lines on standard output, one by one, above a progress bar where somebody watches.
+
+    Use it as a context manager, so that the bar leaves the terminal whatever happens inside.
+
+    Args:
+        unit: What the bar counts.
+        total: How many there are.
+        quiet: Print nothing.
+    """
+
+    def __init__(self, unit: str, total: int, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._on_terminal = sys.stdout.isatty()
+        # Where the lines go to a file, the bar goes where it can still be seen.
+        self._console = Console(stderr=not self._on_terminal)
+        self._progress = Progress(
+            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+            redirect_stdout=False,
+            transient=True,
+        )
+        self._task = self._progress.add_task(unit, total=total)
+
+    def __enter__(self) -> Lines:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, steps: int = 1) -> None:
+        """Moves the bar."""
+        self._progress.advance(self._task, steps)
+
+    def line(self, text: str) -> None:
+        """Prints a line."""
+        if self._quiet:
+            return
+        if self._on_terminal:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            typer.echo(text)

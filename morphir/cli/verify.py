@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Annotated
 
 import typer
 
 from morphir.cli.options import AsJson, Channels, Classes, ImageSize, Subject, Width
-from morphir.cli.output import print_json
+from morphir.cli.output import Lines, print_json
 from morphir.cli.runs import load_subject
+from morphir.cli.verification import closing_lines, header, lines_of
 from morphir.runtime.oracle.oracle import Check, check_graph, summary
 
 
@@ -19,6 +21,10 @@ def command(
     channels: Channels = 3,
     classes: Classes = 10,
     image_size: ImageSize = None,
+    space: Annotated[
+        list[str] | None,
+        typer.Option(help="Check this space alone, without plan and exports; may be given again."),
+    ] = None,
     max_spaces: Annotated[
         int | None,
         typer.Option(help="Check so many spaces, spread over the network; all if left out.", min=1),
@@ -37,35 +43,29 @@ def command(
     \b
     morphir verify vgg19 --width 8
     morphir verify torchvision:resnet18 --image-size 64 --max-spaces 12
+    morphir verify torchvision:resnet18 --space layer1.0.conv2
     morphir verify net.py:build --json
     """  # noqa: D301
     graph = load_subject(subject, width=width, channels=channels, classes=classes, image_size=image_size)
+    names = list(graph.spaces) if space is None else [graph.space(name).name for name in space]
+    found = check_graph(graph, seed=seed, spaces=space, max_spaces=max_spaces, exports=exports)
     checks: list[Check] = []
-    for check in check_graph(graph, seed=seed, max_spaces=max_spaces, exports=exports):
-        checks.append(check)
-        if not as_json:
-            typer.echo(line(check))
-    _report(checks, as_json)
+    with Lines("spaces", min(len(names), max_spaces or len(names)), quiet=as_json) as out:
+        out.line(header(names))
+        for together in _by_site(found):
+            checks += together
+            out.advance(together[0].space is not None)
+            for line in lines_of(graph, names, together):
+                out.line(line)
+    if as_json:
+        print_json({"checks": [check.to_json() for check in checks], "summary": summary(checks)})
+    else:
+        typer.echo("\n".join(closing_lines(checks)))
     if summary(checks)["failed"]:
         raise typer.Exit(1)
 
 
-def line(check: Check) -> str:
-    """Returns a check as one line."""
-    site = check.check if check.space is None else f"{check.check} {check.space}"
-    groups = f", {check.groups} group{'s' * (check.groups != 1)}" if check.groups else ""
-    difference = "" if check.difference is None else f", difference {check.difference:.1e}"
-    outcome = "FAILED" if check.outcome == "failed" else check.outcome
-    where = f" at %{check.node}" if check.node else ""
-    source = f" ({check.source})" if check.source else ""
-    detail = f": {check.detail}{where}{source}" if check.detail else ""
-    return f"{outcome:<8}{site}{groups}{difference}{detail}"
-
-
-def _report(checks: Iterable[Check], as_json: bool) -> None:
-    checks = list(checks)
-    counts = summary(checks)
-    if as_json:
-        print_json({"checks": [check.to_json() for check in checks], "summary": counts})
-    else:
-        typer.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
+def _by_site(checks: Iterator[Check]) -> Iterator[Sequence[Check]]:
+    """Yields the checks of one space together, and each other check on its own."""
+    for _, together in groupby(checks, key=lambda check: check.space or check.check):
+        yield list(together)

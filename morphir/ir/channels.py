@@ -7,6 +7,7 @@ file only holds what was found.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -222,3 +223,10 @@ class ChannelLayer:
     spaces: Mapping[str, ChannelSpace]
     values: Mapping[str, tuple[Value, ...]]
     products: tuple[Product, ...] = ()
+
+    def verdict_counts(self) -> Mapping[tuple[VerdictKind, str], int]:
+        """Returns how many channel groups there are of each verdict, by kind and code; exact ones first."""
+        verdicts = (verdict for space in self.spaces.values() for verdict in space.verdicts)
+        counts: Counter[tuple[VerdictKind, str]] = Counter((v.kind, v.code) for v in verdicts)
+        kinds = ("exact", "prune-only", "frozen")
+        return dict(sorted(counts.items(), key=lambda item: (kinds.index(item[0][0]), item[0][1])))

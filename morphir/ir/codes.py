@@ -219,6 +219,18 @@ _REFUSED = (
         "arithmetic on a number of channels does not follow it",
     ),
     Code(
+        "nothing-left",
+        "refused",
+        "no channel group of the space would be left",
+        "keep at least one channel group in every space",
+    ),
+    Code(
+        "named-twice",
+        "refused",
+        "one channel group is named by two morphisms",
+        "name each channel group at most once; all indices refer to the graph as it was before",
+    ),
+    Code(
         "no-learning-rule",
         "refused",
         "what a producer computes is not linear in its kernel, so that there is nothing to learn it by",

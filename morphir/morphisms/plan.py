@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from morphir.errors import RewriteError
 from morphir.ir.channels import ChannelSpace
+from morphir.ir.codes import suggestion_for
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap, Theta
 from morphir.morphisms.base import Child, Morphism
@@ -27,7 +28,8 @@ def by_space(graph: Graph, morphisms: Iterable[Morphism]) -> dict[str, dict[int,
         if morphism.index in groups:
             raise RewriteError(
                 f"{morphism.space}[{morphism.index}] is named twice: {groups[morphism.index]} and {morphism}",
-                hint="name each channel group at most once; all indices refer to the graph as it was before",
+                hint=suggestion_for("named-twice"),
+                code="named-twice",
             )
         groups[morphism.index] = morphism
     return {name: found[name] for name in graph.spaces if name in found}
@@ -52,7 +54,8 @@ def _index_map(space: ChannelSpace, morphisms: Mapping[int, Morphism]) -> IndexM
     if not children:
         raise RewriteError(
             f"pruning all {space.width} channel groups of {space.name!r} would leave nothing",
-            hint="keep at least one channel group in every space",
+            hint=suggestion_for("nothing-left"),
+            code="nothing-left",
         )
     thetas: dict[int, Theta] = {
         group: morphism.parameters for group, morphism in morphisms.items() if morphism.parameters

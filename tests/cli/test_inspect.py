@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import torch
 from typer.testing import Result
 
 from morphir.analysis.cost import cost
+from morphir.analysis.explain import explain
 from morphir.analysis.locality import locality
 from morphir.analysis.spaces import trace
+from morphir.ir.codes import suggestion_for
 from morphir.ir.graph import Graph
 from morphir.ir.printer import print_graph
 from morphir.morphisms.prune import Prune
@@ -73,6 +76,33 @@ def test_space_shows_its_locality(invoke: Invoke) -> None:
         assert tuple(node["node"] for node in found["locality"][part]) == getattr(expected, part)
         assert all(node["source"].startswith("resnet.py:") for node in found["locality"][part])
     assert [verdict["kind"] for verdict in found["verdicts"]] == ["exact", "exact"]
+
+
+def test_groups_are_counted_by_verdict(invoke: Invoke) -> None:
+    found, graph = json.loads(invoke("inspect", *RESNET, "--json").stdout), resnet()
+    counts = {(row["kind"], row["code"]): row["groups"] for row in found["verdicts"]}
+    verdicts = [verdict for space in graph.spaces.values() for verdict in space.verdicts]
+    assert counts == Counter((verdict.kind, verdict.code) for verdict in verdicts)
+    assert list(counts) == [("exact", ""), ("frozen", "model-output")]
+    assert found["verdicts"][1]["suggestion"] == suggestion_for("model-output")
+    last = invoke("inspect", *RESNET).stdout.rstrip().splitlines()[-1]
+    assert last.split()[:3] == ["frozen", "model-output", "10"]
+    assert last.endswith(suggestion_for("model-output"))
+
+
+def test_explain(invoke: Invoke) -> None:
+    graph = resnet()
+    for name, found in (
+        ("conv1", explain(graph, "conv1")),
+        ("layer2.0.conv2:1", explain(graph, "layer2.0.conv2", 1)),
+        ("fc:3", explain(graph, "fc", 3)),
+    ):
+        assert invoke("inspect", *RESNET, "--explain", name).stdout.strip() == str(found)
+        plain = json.loads(invoke("inspect", *RESNET, "--explain", name, "--json").stdout)
+        assert plain == found.to_json()
+    assert "is no number of a channel group" in invoke("inspect", *RESNET, "--explain", "fc:x").stderr
+    assert "no channel group 99" in invoke("inspect", *RESNET, "--explain", "fc:99").stderr
+    assert "no channel space 'layer9'" in invoke("inspect", *RESNET, "--explain", "layer9").stderr
 
 
 def test_ir(invoke: Invoke) -> None:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from morphir.ir.codes import suggestion_for
+
 TOLERANCE = 1e-9
 """Largest relative difference of outputs, in float64."""
 
@@ -27,6 +29,7 @@ class Check:
         detail: The reason, in words.
         node: The node responsible for a refusal.
         source: The user's line that made it.
+        code: Machine-readable reason of a refusal, one of :data:`morphir.ir.codes.CODES`.
     """
 
     check: str
@@ -37,10 +40,16 @@ class Check:
     detail: str = ""
     node: str | None = None
     source: str | None = None
+    code: str = ""
+
+    @property
+    def suggestion(self) -> str:
+        """What the user could do about a refusal."""
+        return suggestion_for(self.code)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the check as plain data."""
-        return asdict(self)
+        return {**asdict(self), "suggestion": self.suggestion}
 
 
 def summary(checks: Iterable[Check]) -> Mapping[Outcome, int]:

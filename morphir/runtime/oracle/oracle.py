@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +42,7 @@ def check_graph(
     graph: Graph,
     *,
     seed: int = 0,
+    spaces: Collection[str] | None = None,
     max_spaces: int | None = None,
     exports: bool = True,
     consume: bool = False,
@@ -51,17 +52,24 @@ def check_graph(
     Args:
         graph: Any traced graph; it is copied, not changed, unless ``consume`` is set.
         seed: Of inputs, batch-norm statistics, and the choice of groups.
+        spaces: Names of spaces to check alone, without plan and exports; all where None.
         max_spaces: Check at most so many spaces, spread over the network; all where None.
         exports: Whether the changed graph is exported too, and its source traced again.
         consume: Work on the graph itself, which is worth nothing afterwards: saves a copy of a large model.
 
     Yields:
         Checks, as soon as each is done.
+
+    Raises:
+        MorphirError: if there is no space of a name in ``spaces``.
     """
+    chosen = list(graph.spaces) if spaces is None else [graph.space(name).name for name in spaces]
     subject = _Subject.of(graph if consume else copy.deepcopy(graph), seed)
-    for name in _spread(list(graph.spaces), max_spaces):
+    for name in _spread(chosen, max_spaces):
         yield subject.split(name)
         yield subject.prune(name)
+    if spaces is not None:
+        return
     plan = subject.plan()
     yield plan
     if exports and plan.groups and subject.graph.history:
@@ -229,9 +237,11 @@ def _removed(morphisms: Iterable[Morphism]) -> Removed:
 def _refusal(check: str, space: ChannelSpace) -> Check:
     verdicts = [verdict for verdict in space.verdicts if verdict.kind != "exact"]
     if not verdicts:
-        return Check(check, "refused", space.name, detail="its one channel group has to stay")
+        detail = "its one channel group has to stay"
+        return Check(check, "refused", space.name, detail=detail, code="nothing-left")
     first = verdicts[0]
-    return Check(check, "refused", space.name, 0, None, first.reason, first.node, _text(first.source))
+    reason = (first.reason, first.node, _text(first.source), first.code)
+    return Check(check, "refused", space.name, 0, None, *reason)
 
 
 def _site(graph: Graph, name: str | None) -> tuple[str | None, str | None]:

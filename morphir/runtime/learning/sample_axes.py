@@ -6,9 +6,13 @@ count that happens to be equal. So the program is run twice, the second time wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx
 from torch.utils import _pytree as pytree
 
@@ -29,38 +33,46 @@ class SampleAxes:
     """
 
     def __init__(self, graph: Graph, work: WorkingCopy) -> None:
-        self._changed: dict[fx.Node, list[torch.Tensor]] = {}
-        self._samples = 1
         # The meta device has no values to compare; all of it is for trials of what runs where.
-        if graph.device.type != "meta":
-            self._run(graph, work)
+        self._dims: dict[fx.Node, int | None] = {} if graph.device.type == "meta" else _find(graph, work)
 
     def of(self, node: fx.Node) -> int | None:
         """Returns the dimension; None where the samples lie along none, or not one after the other."""
-        changed, samples = self._changed.get(node), self._samples
-        if not changed or samples == 1:
-            return 0
-        first = changed[0]
-        if first.shape[0] % samples == 0 and not first[first.shape[0] // samples :].any():
-            return 0
-        return next((d for d, c in enumerate(changed) if len(c) == samples and not c[1:].any()), None)
+        return self._dims.get(node, 0)
 
-    def _run(self, graph: Graph, work: WorkingCopy) -> None:
-        inputs = random_inputs(graph)
-        self._samples = batch_size(inputs)
-        before = observe(graph, work, inputs, _sums)
-        after = observe(graph, work, pytree.tree_map(self._with_another_sample, inputs), _sums)
-        for node, sums in before.items():
-            changes = [(a - b).abs() for a, b in zip(sums, after[node], strict=True)]
-            self._changed[node] = [(change > _NOISE * change.max()).cpu() for change in changes]
 
-    def _with_another_sample(self, leaf: Any) -> Any:
-        batched = isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == self._samples
-        if not batched or not leaf.is_floating_point():
-            return leaf
-        changed = leaf.clone()
-        changed[0] = 1 - leaf[0]
-        return changed
+def _find(graph: Graph, work: WorkingCopy) -> dict[fx.Node, int | None]:
+    inputs = random_inputs(graph)
+    samples = batch_size(inputs)
+    if samples == 1:
+        return {}
+    before = observe(graph, work, inputs, _sums)
+    after = observe(graph, work, pytree.tree_map(partial(_with_another_sample, samples), inputs), _sums)
+    return {
+        node: _dim(list(map(_changed, sums, after[node])), samples) for node, sums in before.items() if sums
+    }
+
+
+def _with_another_sample(samples: int, leaf: Any) -> Any:
+    batched = isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == samples
+    if not batched or not leaf.is_floating_point():
+        return leaf
+    changed = leaf.clone()
+    changed[0] = 1 - leaf[0]
+    return changed
+
+
+def _changed(before: torch.Tensor, after: torch.Tensor) -> NDArray[np.bool_]:
+    change = (before - after).abs()
+    return (change > _NOISE * change.max()).cpu().numpy()
+
+
+def _dim(changed: Sequence[NDArray[np.bool_]], samples: int) -> int | None:
+    """Returns the dimension of which the first sample's part, and nothing else, changed."""
+    first = changed[0]
+    if len(first) % samples == 0 and not first[len(first) // samples :].any():
+        return 0
+    return next((d for d, c in enumerate(changed) if len(c) == samples and not c[1:].any()), None)
 
 
 def _sums(value: Any) -> list[torch.Tensor]:

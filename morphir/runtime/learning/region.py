@@ -224,6 +224,7 @@ class _Cut:
     def _region(self, externals: Sequence[fx.Node], samples_first: bool) -> Region:
         calls = [n for n in self.program.nodes if n.op.startswith("call_")]
         results = next(node for node in reversed(self.program.nodes) if node.op == "output").args[0]
+        is_one_relu = len(calls) == 1 and list(results) == calls and is_relu(self.work, calls[0])
         stackable = samples_first and all(node.op == "get_attr" for node in externals)
         module = fx.GraphModule(self.work.module, self.program)
         module.training = False
@@ -237,7 +238,7 @@ class _Cut:
             self.channels,
             tuple(self.narrowed),
             stackable=stackable and all(_keeps_samples_apart(self.work, node) for node in calls),
-            kind="relu" if list(results) == calls and is_relu(self.work, calls[0]) else "general",
+            kind="relu" if is_one_relu else "general",
         )
 
 

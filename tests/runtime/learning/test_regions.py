@@ -149,6 +149,23 @@ class Twice(nn.Module):
         return self.head(functional.silu(self.norm(torch.cat([left, self.right(x), left], 1))))
 
 
+class Branches(nn.Module):
+    """An inception block: ReLUs that are concatenated, and read with and without a pool between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(3, 4, 3, padding=1)
+        self.right = nn.Conv2d(3, 5, 3, padding=1)
+        self.first = nn.Conv2d(9, 4, 1)
+        self.second = nn.Conv2d(9, 4, 1)
+        self.head = Head(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([torch.relu(self.left(x)), torch.relu(self.right(x))], 1)
+        pooled = functional.max_pool2d(x, 3, stride=1, padding=1)
+        return self.head(torch.tanh(self.first(x) + self.second(pooled)))
+
+
 class SharedRows(nn.Module):
     """Parts of one kernel's rows are tied to other producers: each space learns its own rows alone."""
 
@@ -177,6 +194,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "shuffled": (Shuffled, 2),
     "flattened": (Flattened, 2),
     "twice": (Twice, 2),
+    "branches": (Branches, 2),
     "shared-rows": (SharedRows, 4),
 }
 

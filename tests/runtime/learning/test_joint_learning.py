@@ -199,12 +199,12 @@ def test_learned_splits_lower_the_loss(name: str) -> None:
         min((s for s in found if s.space == space), key=found.__getitem__)
         for space in {s.space for s in found}
     ]
-    before = float(_losses(graph(images), labels).mean())
+    before = _losses(graph(images), labels).mean().item()
     changes = list[float]()
     for split in best:
         grown = copy.deepcopy(graph)
         transform(grown, [split])
-        changes.append(float(_losses(grown.eval()(images), labels).mean()) - before)
+        changes.append(_losses(grown.eval()(images), labels).mean().item() - before)
     assert sum(changes) < 0.25 * sum(found[split] for split in best) < 0
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from morphir.ir.channels import Role, Verdict
 from morphir.ir.codes import CODES
 from morphir.ir.source import SourceLocation, located
+
+_FEW = 3
+"""So many evenly spaced numbers are written one by one."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,10 @@ def _by_module(sites: Iterable[Site]) -> list[str]:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Returns ascending integers as text, as ``0-3, 7``."""
+    """Returns ascending integers as text, as ``0-3, 7``, or ``0-96 by 32``."""
+    steps = {after - before for before, after in pairwise(numbers)}
+    if len(numbers) > _FEW and len(steps) == 1 and steps != {1}:
+        return f"{numbers[0]}-{numbers[-1]} by {steps.pop()}"
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

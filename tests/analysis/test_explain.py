@@ -321,3 +321,4 @@ def test_unknown_spaces_and_groups() -> None:
 
 def test_ranges() -> None:
     assert [ranges(numbers) for numbers in ((), (4,), (0, 1, 2, 5, 7, 8))] == ["", "4", "0-2, 5, 7-8"]
+    assert [ranges(numbers) for numbers in ((0, 3, 6), (1, 4, 7, 10))] == ["0, 3, 6", "1-10 by 3"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 
 from torch import optim
@@ -20,25 +21,24 @@ from morphir.runtime.growing.line_search import Trial, best, scaled, search
 from morphir.runtime.growing.run_state import Job
 from morphir.runtime.growing.selection import SelectionRules, select
 from morphir.runtime.growing.training import evaluate
-from morphir.runtime.learning.learner import Score
+from morphir.runtime.learning.learner import Learner
 from passes.batch_norm import ReexpressBatchNorm
 from passes.manager import PassManager
 from passes.transform import transform
 
 
-def rewrite_graph(
-    job: Job, scores: Sequence[Score], optimizer: optim.Optimizer, phase: int
-) -> GraphRewritten:
+def rewrite_graph(job: Job, learner: Learner, optimizer: optim.Optimizer, phase: int) -> GraphRewritten:
     """Selects morphisms, applies them to graph and optimizer, and re-expresses batch norm on data."""
     graph = job.graph
     selection = select(
-        scores,
+        learner.scores(),
         widths(graph),
         SelectionRules.of(job.config),
         used=_resources(cost(graph)),
         measure=lambda morphisms: _resources(cost(graph) + _delta(graph, morphisms)),
     )
     selection = leave_out_refused(graph, selection)
+    selection = replace(selection, remarks=(*learner.refused.values(), *selection.remarks))
     if not selection.taken:
         return GraphRewritten(graph, phase, selection, None, (), selection.remarks)
     trials = _try_factors(job, selection.morphisms)

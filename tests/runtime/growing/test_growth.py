@@ -490,3 +490,28 @@ def test_events_come_in_order() -> None:
         "RunEnded",
     ]
     assert isinstance(events[-1], RunEnded)
+
+
+class SamplesInside(nn.Module):
+    """Samples as an inner dimension: a linear layer mixes channels there, and the learner cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.inner = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        samples = x.size(0)
+        x = self.conv(x).relu().permute(2, 3, 0, 1).reshape(-1, 4)
+        return self.head(self.inner(x).relu().view(36, samples, 4).mean(0))
+
+
+def test_what_the_learner_cannot_follow_is_remarked(tmp_path: Path) -> None:
+    graph = trace(SamplesInside(), torch.zeros(2, 1, 8, 8))
+    config = CONFIG.model_copy(update={"phases": 1, "train_epochs": 1, "learn_epochs": 1, "final": "none"})
+    run(graph=graph, out=tmp_path / "run", config=config, quiet=True)
+    remarks = json.loads((tmp_path / "run" / "remarks" / "phase-01.json").read_text())
+    (refused,) = (remark for remark in remarks if remark["kind"] == "refused")
+    assert (refused["code"], refused["space"], refused["node"]) == ("scattered-samples", "conv", "conv")
+    assert refused["source"].startswith("test_growth.py:") and refused["suggestion"]

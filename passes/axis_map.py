@@ -11,17 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from morphir.errors import VerificationError
 from morphir.ir.channels import AxisBinding, ChannelLayer
 from morphir.ir.index_map import IndexMap
 
-_Key = tuple[str, int]
-_UNBOUND: _Key = ("", -1)
+Integers = NDArray[np.int64]
+Factors = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AxisMap:
     """How one axis of one parameter is rewritten.
 
@@ -36,16 +38,16 @@ class AxisMap:
 
     parameter: str
     axis: int
-    sources: tuple[int, ...]
-    scales: tuple[float, ...]
-    signs: tuple[int, ...]
-    gradients: tuple[float, ...]
+    sources: Integers
+    scales: Factors
+    signs: Factors
+    gradients: Factors
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Returns ``tensor`` gathered along the axis."""
         return tensor.index_select(self.axis, torch.tensor(self.sources, device=tensor.device))
 
-    def along(self, factors: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    def along(self, factors: Factors, like: torch.Tensor) -> torch.Tensor:
         """Returns ``factors`` laid along the axis, broadcastable against ``like``."""
         shape = [1] * like.dim()
         shape[self.axis] = len(factors)
@@ -59,89 +61,118 @@ def axis_maps(before: ChannelLayer, after: ChannelLayer, maps: Sequence[IndexMap
         VerificationError: if the program did not put the channels where the index maps say.
     """
     changed = {m.space: m for m in maps}
+    identities = {
+        name: IndexMap.identity(name, space.width)
+        for name, space in before.spaces.items()
+        if name not in changed
+    }
     old, new = _bindings(before), _bindings(after)
     for (parameter, axis), bindings in old.items():
         if any(binding_space in changed for binding_space, _ in bindings):
-            yield _axis_map(parameter, axis, bindings, new.get((parameter, axis), []), changed)
+            numbering = _Numbering.of([(changed.get(n) or identities[n], b.role) for n, b in bindings])
+            yield _axis_map(parameter, axis, bindings, new.get((parameter, axis), []), numbering)
 
 
-_Bindings = dict[tuple[str, int], list[tuple[str, AxisBinding]]]
+_Bound = Sequence[tuple[str, AxisBinding]]
 
 
-def _bindings(layer: ChannelLayer) -> _Bindings:
-    found: _Bindings = {}
+def _bindings(layer: ChannelLayer) -> dict[tuple[str, int], list[tuple[str, AxisBinding]]]:
+    found: dict[tuple[str, int], list[tuple[str, AxisBinding]]] = {}
     for space in layer.spaces.values():
         for binding in space.bindings:
             found.setdefault((binding.parameter, binding.axis), []).append((space.name, binding))
     return found
 
 
-def _axis_map(
-    parameter: str,
-    axis: int,
-    old: Sequence[tuple[str, AxisBinding]],
-    new: Sequence[tuple[str, AxisBinding]],
-    changed: Mapping[str, IndexMap],
-) -> AxisMap:
-    positions: dict[_Key, list[int]] = {}
-    for position, key in enumerate(_keys(old)):
-        positions.setdefault(key, []).append(position)
-    role = {space: binding.role for space, binding in old}
-    taken: dict[_Key, int] = {}
-    rows: list[tuple[int, float, int, float]] = []
-    for key in _keys(new):
-        space, group = key
-        index_map = changed.get(space)
-        origin = key if index_map is None else (space, index_map.sources[group])
-        rank = taken.get(key, 0)
-        taken[key] = rank + 1
-        if rank >= len(positions.get(origin, ())):
-            raise VerificationError(f"axis {axis} of {parameter} does not hold {space}[{group}] as predicted")
-        scale, sign, gradient = (
-            (1.0, 0, 1.0) if index_map is None else _factors(role[space], index_map, group)
-        )
-        rows.append((positions[origin][rank], scale, sign, gradient))
-    _check_complete(parameter, axis, positions, taken, changed)
-    sources, scales, signs, gradients = zip(*rows, strict=True)
-    return AxisMap(parameter, axis, sources, scales, signs, gradients)
+@dataclass(frozen=True, eq=False)
+class _Numbering:
+    """The groups along one axis, numbered across its spaces: 0 is no group, then space after space.
+
+    Attributes:
+        old: Space to the number of its first group before.
+        new: Space to the number of its first group after.
+        origins: New number to the old number that it is a copy of.
+        scales: New number to the factor on values.
+        signs: New number to the sign of theta.
+        gradients: New number to the factor on gradients.
+    """
+
+    old: Mapping[str, int]
+    new: Mapping[str, int]
+    origins: Integers
+    scales: Factors
+    signs: Factors
+    gradients: Factors
+
+    @staticmethod
+    def of(maps: Sequence[tuple[IndexMap, str]]) -> _Numbering:
+        """Numbers the groups of several spaces; each map comes with the axis' role in its space."""
+        old: dict[str, int] = {}
+        new: dict[str, int] = {}
+        columns: list[tuple[Sequence[float], ...]] = [((0,), (1.0,), (0,), (1.0,))]
+        old_total = new_total = 1
+        for index_map, role in maps:
+            old[index_map.space], new[index_map.space] = old_total, new_total
+            columns.append((np.add(index_map.sources, old_total).tolist(), *_factors(role, index_map)))
+            old_total += index_map.old_width
+            new_total += index_map.new_width
+        origins, scales, signs, gradients = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+        return _Numbering(old, new, origins.astype(np.int64), scales, signs.astype(np.float64), gradients)
+
+    def name(self, number: int) -> str:
+        """Returns a new group as text."""
+        space = max((name for name in self.new if self.new[name] <= number), key=self.new.__getitem__)
+        return f"{space}[{number - self.new[space]}]"
 
 
-def _keys(bindings: Sequence[tuple[str, AxisBinding]]) -> list[_Key]:
-    if not bindings:
-        return []
-    keys: list[_Key] = [_UNBOUND] * len(bindings[0][1].groups)
-    for space, binding in bindings:
-        for position, group in enumerate(binding.groups):
-            if group >= 0:
-                keys[position] = (space, group)
-    return keys
-
-
-def _factors(role: str, index_map: IndexMap, group: int) -> tuple[float, int, float]:
-    """Returns the factor on values, the sign of theta, and the factor on gradients of one new group.
+def _factors(role: str, index_map: IndexMap) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
+    """Returns the factors on values, the signs of theta, and the factors on gradients of the new groups.
 
     A consumer's column is scaled and keeps its gradient; all that lies before a scaled column has its
     gradient scaled.
     """
-    scale = index_map.scales[group]
+    ones, zeros = (1.0,) * index_map.new_width, (0,) * index_map.new_width
     if role == "consumer":
-        return scale, 0, 1.0
-    return 1.0, index_map.signs[group] if role == "producer" else 0, scale
+        return index_map.scales, zeros, ones
+    return ones, index_map.signs if role == "producer" else zeros, index_map.scales
 
 
-def _check_complete(
-    parameter: str,
-    axis: int,
-    positions: Mapping[_Key, list[int]],
-    taken: Mapping[_Key, int],
-    changed: Mapping[str, IndexMap],
-) -> None:
-    """Every copy of a group has as many positions as the group had, and nothing unchanged is lost."""
-    copies_of = {name: index_map.copies() for name, index_map in changed.items()}
-    for key, old in positions.items():
-        space, group = key
-        copies = [(space, new) for new in copies_of[space][group]] if space in copies_of else [key]
-        if any(taken.get(copy, 0) != len(old) for copy in copies):
-            raise VerificationError(
-                f"axis {axis} of {parameter} does not hold every copy of {space}[{group}]"
-            )
+def _axis_map(parameter: str, axis: int, old: _Bound, new: _Bound, numbering: _Numbering) -> AxisMap:
+    unknown = [space for space, _ in new if space not in numbering.new]
+    if unknown or not new:
+        raise VerificationError(
+            f"axis {axis} of {parameter} holds {', '.join(unknown) or 'no space'}, which was not predicted"
+        )
+    old_numbers, new_numbers = _numbers(old, numbering.old), _numbers(new, numbering.new)
+    old_counts = np.bincount(old_numbers, minlength=int(numbering.origins.max()) + 1)
+    new_counts = np.bincount(new_numbers, minlength=len(numbering.origins))
+    wrong = np.flatnonzero(new_counts[1:] != old_counts[numbering.origins[1:]]) + 1
+    if wrong.size:
+        raise VerificationError(
+            f"axis {axis} of {parameter} does not hold every copy of {numbering.name(int(wrong[0]))}"
+        )
+    if new_counts[0] != old_counts[0]:
+        raise VerificationError(f"axis {axis} of {parameter} does not hold what belongs to no space")
+    starts = np.cumsum(old_counts) - old_counts
+    sources = np.argsort(old_numbers, kind="stable")[
+        starts[numbering.origins[new_numbers]] + _ranks(new_numbers, new_counts)
+    ]
+    factors = (numbering.scales, numbering.signs, numbering.gradients)
+    return AxisMap(parameter, axis, sources, *(values[new_numbers] for values in factors))
+
+
+def _numbers(bindings: _Bound, first: Mapping[str, int]) -> Integers:
+    """Returns the number of the group at every position of an axis."""
+    numbers = np.zeros(len(bindings[0][1].groups), np.int64)
+    for space, binding in bindings:
+        groups = np.asarray(binding.groups)
+        np.copyto(numbers, groups + first[space], where=groups >= 0)
+    return numbers
+
+
+def _ranks(numbers: Integers, counts: Integers) -> Integers:
+    """Returns, for every position, how many positions before it have the same number."""
+    ranks = np.empty_like(numbers)
+    ordered = np.argsort(numbers, kind="stable")
+    ranks[ordered] = np.arange(len(numbers)) - (np.cumsum(counts) - counts)[numbers[ordered]]
+    return ranks

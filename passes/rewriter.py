@@ -156,7 +156,9 @@ def _by_parameter(maps: Iterable[AxisMap]) -> dict[str, list[AxisMap]]:
     found: dict[str, list[AxisMap]] = {}
     for axis_map in maps:
         found.setdefault(axis_map.parameter, []).append(axis_map)
-    return {key: sorted(items, key=lambda axis_map: any(axis_map.signs)) for key, items in found.items()}
+    return {
+        key: sorted(items, key=lambda axis_map: bool(axis_map.signs.any())) for key, items in found.items()
+    }
 
 
 def _new_shapes(

@@ -9,7 +9,7 @@ import torch
 from morphir.errors import RewriteError
 from morphir.ir.channels import ChannelLayer
 from morphir.ir.index_map import IndexMap
-from passes.axis_map import AxisMap
+from passes.axis_map import AxisMap, Factors
 
 
 def rewrite_tensor(
@@ -24,7 +24,7 @@ def rewrite_tensor(
     """
     new = tensor.detach()
     for axis_map in axes:
-        signed = theta is not None and any(axis_map.signs)
+        signed = theta is not None and axis_map.signs.any()
         perturbed = None if theta is None else axis_map.gather(theta)
         new = axis_map.gather(new)
         if signed and perturbed is not None:
@@ -46,12 +46,12 @@ def rewrite_gradient(gradient: torch.Tensor, axes: Sequence[AxisMap], power: int
     """
     new = gradient
     for axis_map in axes:
-        new = _scaled(axis_map.gather(new), axis_map, [factor**power for factor in axis_map.gradients])
+        new = _scaled(axis_map.gather(new), axis_map, axis_map.gradients**power)
     return _in_format_of(gradient, new)
 
 
-def _scaled(tensor: torch.Tensor, axis_map: AxisMap, factors: Sequence[float]) -> torch.Tensor:
-    return tensor if all(factor == 1 for factor in factors) else tensor * axis_map.along(factors, tensor)
+def _scaled(tensor: torch.Tensor, axis_map: AxisMap, factors: Factors) -> torch.Tensor:
+    return tensor if (factors == 1).all() else tensor * axis_map.along(factors, tensor)
 
 
 def _in_format_of(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

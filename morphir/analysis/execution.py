@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import (
 from morphir.analysis.labels import AxisLabels, Facts, LabelledValue, Layers
 from morphir.analysis.literals import constrain_literals, constrain_module
 from morphir.analysis.rules import MixingUse, Operation, Origin, apply_rule, iteration_spaces, result_origin
+from morphir.analysis.rules.fake_results import fake_result
 from morphir.analysis.sizes import Sizes, follow_sizes
 from morphir.errors import AnalysisError, MorphirError
 from morphir.ir.graph import Graph
@@ -79,7 +80,7 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = fake_result(func, args, kwargs)
         with _disable_current_modes():
             operation = Operation(
                 func, args, kwargs, result, self.node, self.layers_of, self.origin_of, self.execution.axes

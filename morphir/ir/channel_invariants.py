@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
+from morphir.ir.channels import ChannelSpace
 from morphir.ir.faults import Check, Fault
 from morphir.ir.graph import Graph
 from morphir.ir.state import named_state
@@ -35,7 +38,7 @@ def _layouts_fit_values(graph: Graph) -> Iterator[Fault]:
 
 
 def _within(groups: tuple[int, ...], width: int) -> bool:
-    return all(-1 <= group < width for group in groups)
+    return min(groups, default=-1) >= -1 and max(groups, default=-1) < width
 
 
 def _spaces_have_their_names(graph: Graph) -> Iterator[Fault]:
@@ -65,18 +68,20 @@ def _bindings_fit_parameters(graph: Graph) -> Iterator[Fault]:
 
 
 def _axes_belong_to_one_group(graph: Graph) -> Iterator[Fault]:
-    owners: dict[tuple[str, int, int], str] = {}
+    bound: dict[tuple[str, int], list[tuple[ChannelSpace, tuple[int, ...]]]] = {}
     for space in graph.spaces.values():
         for binding in space.bindings:
-            for entry, group in enumerate(binding.groups):
-                if group < 0:
-                    continue
-                owner = f"{space.name}[{group}]"
-                first = owners.setdefault((binding.parameter, binding.axis, entry), owner)
-                if first is not owner:
-                    where = f"entry {entry} of axis {binding.axis} of {binding.parameter}"
-                    yield Fault(f"{where} is bound twice, to {first} and to {owner}", space.producers[0].node)
-                    return
+            bound.setdefault((binding.parameter, binding.axis), []).append((space, binding.groups))
+    for (parameter, axis), bindings in bound.items():
+        claims = np.array([np.greater_equal(groups, 0) for _, groups in bindings])
+        twice = np.flatnonzero(claims.sum(0) > 1)
+        if twice.size:
+            entry = int(twice[0])
+            first, second, *_ = [(space, groups[entry]) for space, groups in bindings if groups[entry] >= 0]
+            where = f"entry {entry} of axis {axis} of {parameter}"
+            owners = " and to ".join(f"{space.name}[{group}]" for space, group in (first, second))
+            yield Fault(f"{where} is bound twice, to {owners}", second[0].producers[0].node)
+            return
 
 
 def _producers_make_every_group(graph: Graph) -> Iterator[Fault]:

@@ -21,7 +21,7 @@ def fake_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 
 def _uses_running_statistics(source: torch.Tensor, *arguments: Any) -> bool:
-    """Whether this is evaluation mode with parameters that fit; the kernel tells what is wrong with others."""
+    """Whether this is evaluation mode with parameters that fit; the kernel tells what is wrong."""
     *parameters, training, _, _ = arguments
     channels = source.shape[1:2]
     return not training and all(tensor is None or tensor.shape == channels for tensor in parameters)

@@ -1,14 +1,16 @@
-"""Does growing pay? A grown VGG-19 against its seed and against a uniformly widened one, on Fashion-MNIST.
+"""Does growing pay? A grown network against its seed and against a uniformly widened one, on Fashion-MNIST.
 
     python benchmarks/fashion_mnist.py --data-dir data --seeds 0 1 2 --budget final total
+    python benchmarks/fashion_mnist.py --data-dir data --model resnet20 --width 8 --out runs/resnet20
 
-For each seed: ``grown`` is VGG-19 with 16 channels a layer, grown by the preset, its architecture retrained
-from new weights. ``seed`` is the network that it grew from, ``wide`` the narrowest uniform VGG-19 with at
-least as many parameters as the grown one, ``same-macs`` that with at least as many MACs. All are trained by
-the very same code: the final training of a run without growth phases, so optimizer, schedule and
-augmentation are the same. A budget says for how many epochs: ``final``, as many as the grown architecture's
-retraining; ``total``, as many as the whole grown run, where an epoch of morphism learning counts as one of
-training.
+For each seed: ``grown`` is VGG-19 with 16 channels a layer (or another of MorphIR's seeds), grown by the
+preset, its architecture retrained from new weights. ``seed`` is the network that it grew from, ``wide`` the
+narrowest uniform one with at least as many parameters as the grown one, ``same-macs`` that with at least as
+many MACs; ``mirrored`` (VGG-19 alone) has the grown network's widths in reverse order: as many parameters,
+laid out the other way. All are trained by the very same code: the final training of a run without growth
+phases, so optimizer, schedule and augmentation are the same. A budget says for how many epochs: ``final``, as
+many as the grown architecture's retraining; ``total``, as many as the whole grown run, where an epoch of
+morphism learning counts as one of training.
 
 A stopped run continues where it was: each (seed, arm) has a run directory and is resumed or, when finished,
 skipped. Writes ``results.json`` and ``results.md`` after every arm.
@@ -21,7 +23,7 @@ import json
 import shutil
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -31,10 +33,13 @@ from torch.nn.functional import cross_entropy
 import morphir
 from morphir.data import eval_loader, load, train_loader
 from morphir.data.dataset import Dataset
-from morphir.seeds import VGG19
+from morphir.seeds import SEEDS, VGG19, resolve
 from morphir.seeds.layers import initialise
 
 SEED_WIDTH = 16
+ARMS = ("seed", "wide", "same-macs", "mirrored")
+Width = int | list[int]
+Build = Callable[[Width], morphir.Graph]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,6 +65,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--budget", choices=["final", "total"], nargs="+", default=["final"])
+    parser.add_argument("--arms", choices=ARMS, nargs="+", default=ARMS[:3], help="beside the grown network")
+    parser.add_argument("--model", choices=sorted(SEEDS), default="vgg19")
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--data-dir")
     parser.add_argument("--out", type=Path, default=Path("runs/fashion-mnist"))
@@ -76,28 +83,31 @@ def run_seed(dataset: Dataset, config: morphir.GrowthConfig, seed: int, options:
     """Yields one row per arm."""
     config = config.model_copy(update={"seed": seed})
     folder = options.out / f"seed-{seed}"
-    grown = run(dataset, options.width, config, folder / "grown")
+    build = partial(trace, dataset, options.model)
+    grown = run(dataset, build, options.width, config, folder / "grown")
     yield {"seed": seed, "arm": "grown", "width": options.width, **grown}
     widths = {
         "seed": options.width,
-        "wide": matching_width(dataset, "parameters", grown["parameters"], options.width),
-        "same-macs": matching_width(dataset, "macs", grown["macs"], options.width),
+        "wide": matching_width(build, "parameters", grown["parameters"], options.width),
+        "same-macs": matching_width(build, "macs", grown["macs"], options.width),
+        "mirrored": list(grown["widths"].values())[-2::-1],  # without the classifier
     }
     epochs = {"final": config.final_epochs, "total": total_epochs(config)}
     for budget in options.budget:
-        for arm, width in widths.items():
+        for arm in options.arms:
             plain = config.model_copy(
                 update={"phases": 0, "final": "retrain", "final_epochs": epochs[budget]}
             )
             name = f"{arm}-{budget}"
-            yield {"seed": seed, "arm": name, "width": width, **run(dataset, width, plain, folder / name)}
+            found = run(dataset, build, widths[arm], plain, folder / name)
+            yield {"seed": seed, "arm": name, "width": widths[arm], **found}
 
 
 def total_epochs(config: morphir.GrowthConfig) -> int:
     return config.phases * (config.train_epochs + config.learn_epochs) + config.final_epochs
 
 
-def run(dataset: Dataset, width: int, config: morphir.GrowthConfig, out: Path) -> dict:
+def run(dataset: Dataset, build: Build, width: Width, config: morphir.GrowthConfig, out: Path) -> dict:
     """Trains or grows one network, going on where an earlier call was stopped; returns what it came to."""
     finished = out / "result.json"
     if finished.exists():
@@ -107,7 +117,7 @@ def run(dataset: Dataset, width: int, config: morphir.GrowthConfig, out: Path) -
         shutil.rmtree(out)
     torch.manual_seed(config.seed)
     result = morphir.grow(
-        trace(dataset, width),
+        build(width),
         train_loader(dataset, config.batch_size, seed=config.seed, device=config.device),
         partial(cross_entropy, reduction="none"),
         config=config,
@@ -129,16 +139,15 @@ def run(dataset: Dataset, width: int, config: morphir.GrowthConfig, out: Path) -
     return row
 
 
-def trace(dataset: Dataset, width: int) -> morphir.Graph:
-    model = VGG19(
-        width=width, in_channels=dataset.channels, classes=dataset.classes, image_size=dataset.image_size
-    )
-    return morphir.trace(model, torch.zeros(4, dataset.channels, dataset.image_size, dataset.image_size))
+def trace(dataset: Dataset, model: str, width: Width) -> morphir.Graph:
+    sizes = {"in_channels": dataset.channels, "classes": dataset.classes, "image_size": dataset.image_size}
+    network = resolve(model, width=width, **sizes) if isinstance(width, int) else VGG19(width=width, **sizes)
+    return morphir.trace(network, torch.zeros(4, dataset.channels, dataset.image_size, dataset.image_size))
 
 
-def matching_width(dataset: Dataset, resource: str, amount: int, width: int) -> int:
+def matching_width(build: Build, resource: str, amount: int, width: int) -> int:
     """Returns the smallest uniform width, not below the seed's, with at least so much of a resource."""
-    while getattr(morphir.cost(trace(dataset, width)), resource) < amount:
+    while getattr(morphir.cost(build(width)), resource) < amount:
         width += 1
     return width
 
@@ -160,7 +169,7 @@ def table(rows: list[dict]) -> str:
     ]
     for arm, found in by_arm.items():
         mean = {key: statistics.mean(row[key] for row in found) for key in _NUMBERS}
-        widths = sorted({row["width"] for row in found})
+        widths = sorted({w for row in found for w in _each(row["width"])})
         each = ", ".join(f"{row['error']:.2%}" for row in found)
         lines.append(
             f"| {arm} | {'-'.join(map(str, (widths[0], *widths[1:][-1:])))} | {mean['epochs']:.0f} "
@@ -168,6 +177,10 @@ def table(rows: list[dict]) -> str:
             f"| {mean['seconds']:,.0f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _each(width: Width) -> list[int]:
+    return [width] if isinstance(width, int) else width
 
 
 _NUMBERS = ("epochs", "parameters", "macs", "error", "seconds")

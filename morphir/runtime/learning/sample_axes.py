@@ -68,11 +68,17 @@ def _changed(before: torch.Tensor, after: torch.Tensor) -> NDArray[np.bool_]:
 
 
 def _dim(changed: Sequence[NDArray[np.bool_]], samples: int) -> int | None:
-    """Returns the dimension of which the first sample's part, and nothing else, changed."""
+    """Returns the dimension of which the first sample's part, and nothing else, changed.
+
+    Where every sample depends on every other (batch statistics), all that is left to go by is the extent.
+    """
+    mixed = all(own.all() for own in changed)
     first = changed[0]
-    if len(first) % samples == 0 and not first[len(first) // samples :].any():
+    if len(first) % samples == 0 and (mixed or not first[len(first) // samples :].any()):
         return 0
-    return next((d for d, c in enumerate(changed) if len(c) == samples and not c[1:].any()), None)
+    return next(
+        (d for d, own in enumerate(changed) if len(own) == samples and (mixed or not own[1:].any())), None
+    )
 
 
 def _sums(value: Any) -> list[torch.Tensor]:

@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional
 from torchvision.models.convnext import CNBlock
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
+
+from morphir.analysis.spaces import trace
+from morphir.morphisms.prune import Prune
+from morphir.morphisms.split import Split
+from morphir.runtime.learning.learner import Learner
 
 CLASSES = 4
 
@@ -199,6 +204,74 @@ class Transformed(nn.Module):
         return self.head(self.block(self.stem(x)))
 
 
+class SequenceFirst(nn.Module):
+    """A batch that is no leading dimension: positions first, samples second, channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 5)
+        self.hidden, self.back = nn.Linear(5, 7), nn.Linear(7, 6)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.silu(self.embed(x.flatten(2).permute(2, 0, 1)))
+        return self.head(functional.silu(self.back(functional.gelu(self.hidden(x)))).mean(0))
+
+
+@fx.wrap
+def scaled_product(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    return 2 * (x @ kernel) + 1
+
+
+@fx.wrap
+def rectified_product(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    return torch.relu(x @ kernel)
+
+
+class Wrapped(nn.Module):
+    """A function of the user's own, which no table knows."""
+
+    def __init__(self, *, rectified: bool = False) -> None:
+        super().__init__()
+        self.rectified = rectified
+        self.kernel = _bare(3, 5)
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(2).mean(2)
+        x = rectified_product(x, self.kernel) if self.rectified else scaled_product(x, self.kernel)
+        return self.head(functional.silu(x))
+
+
+class BatchStatistics(nn.Module):
+    """Samples that depend on each other: what is estimated is the change of their summed loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 5, 3, padding=1)
+        self.norm = nn.BatchNorm2d(5, track_running_stats=False)
+        self.second = nn.Conv2d(5, 4, 3, padding=1)
+        self.head = _Head(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(functional.silu(self.second(functional.silu(self.norm(self.first(x))))))
+
+
+class Scattered(nn.Module):
+    """Positions and samples in one dimension, the samples inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(3, 5)
+        self.back = nn.Linear(5, 6)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch = x.size(0)
+        x = functional.silu(self.hidden(x.flatten(2).permute(2, 0, 1).reshape(-1, 3)))
+        return self.head(functional.silu(self.back(x)).reshape(-1, batch, 6).mean(0))
+
+
 def _vision_transformer() -> nn.Module:
     model = VisionTransformer(8, 4, 2, num_heads=2, hidden_dim=8, mlp_dim=12, num_classes=CLASSES)
     nn.init.normal_(model.heads.head.weight)
@@ -224,6 +297,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "convnext": Transformed,
     "vision-transformer": _vision_transformer,
     "swin": _swin,
+    "sequence-first": SequenceFirst,
+    "wrapped": Wrapped,
 }
 
 
@@ -232,3 +307,34 @@ def test_q_is_the_derivative_of_the_summed_loss(name: str, check_scores: Callabl
     checked = check_scores(NETWORKS[name](), torch.randn(3, 3, 8, 8, dtype=torch.float64), spaces=30)
     assert checked.spaces
     assert checked.visible == checked.groups
+
+
+def test_samples_that_depend_on_each_other_can_be_learned_from() -> None:
+    images = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    learner = Learner(trace(BatchStatistics().double().eval(), images), functional.cross_entropy)
+    learner.step(images, torch.tensor([0, 1, 2]))
+    assert not learner.refused
+    assert {score.morphism.space for score in learner.scores()} == {"first", "second"}
+
+
+@pytest.mark.parametrize(
+    ("model", "space", "code"),
+    [
+        (lambda: Wrapped(rectified=True), "kernel", "no-learning-rule"),
+        (Scattered, "hidden", "scattered-samples"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused_with_the_reason(
+    model: Callable[[], nn.Module], space: str, code: str
+) -> None:
+    images = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    graph = trace(model().double(), images)
+    assert {verdict.kind for verdict in graph.space(space).verdicts} == {"exact"}
+    learner = Learner(graph, functional.cross_entropy)
+    learner.step(images, torch.tensor([0, 1, 2]))
+    remark = learner.refused[space]
+    assert (remark.kind, remark.code, remark.space) == ("refused", code, space)
+    assert remark.source is not None and remark.suggestion
+    scored = {(type(s.morphism), s.morphism.space) for s in learner.scores()}
+    assert (Split, space) not in scored
+    assert ((Prune, space) in scored) == (code == "no-learning-rule")

@@ -186,6 +186,23 @@ class SharedRows(nn.Module):
         return self.head(torch.tanh(self.last(functional.silu(torch.cat(parts, 1)))))
 
 
+class BesideOutput(nn.Module):
+    """Channels that also leave the model must not be pruned: they stay in the others' region."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(3, 4, 3, padding=1)
+        self.middle = nn.Conv2d(3, 2, 3, padding=1)
+        self.right = nn.Conv2d(3, 5, 3, padding=1)
+        self.norm = nn.BatchNorm2d(11)
+        self.head = Head(11)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        middle = self.middle(x)
+        x = self.norm(torch.cat([self.left(x), middle, self.right(x)], 1))
+        return self.head(functional.silu(x)), middle
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "dense": (Dense, 4),
     "parametric": (Parametric, 2),
@@ -197,10 +214,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "branches": (Branches, 2),
     "shared-rows": (SharedRows, 4),
 }
+REGIONS = {**NETWORKS, "beside-output": (BesideOutput, 2)}
 
 
 def _graph(name: str) -> Graph:
-    graph = trace(NETWORKS[name][0]().double().eval(), torch.zeros(2, 3, 4, 4, dtype=torch.float64))
+    graph = trace(REGIONS[name][0]().double().eval(), torch.zeros(2, 3, 4, 4, dtype=torch.float64))
     randomise_norms(graph, 0)
     return graph
 
@@ -222,7 +240,7 @@ def _run(program: SpaceProgram, captured: list[Any], moved: list[torch.Tensor]) 
     )
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("name", list(REGIONS))
 def test_a_part_of_a_region_is_that_part_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values and vector-Jacobian products, at a y that is not the program's."""
     graph = _graph(name)
@@ -235,7 +253,7 @@ def test_a_part_of_a_region_is_that_part_of_the_whole(name: str, monkeypatch: py
         [x.detach() for x in lower(graph).program(images)[1]],
     )
     programs = _narrow_spaces(narrow)
-    assert len(programs) == NETWORKS[name][1]
+    assert len(programs) == REGIONS[name][1]
     for program in programs:
         full = whole[program.name]
         assert program.split is not None and full.split is not None

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelLayer, ChannelSpace
 from morphir.ir.index_map import Rewrite
+from morphir.ir.names import check_names
 from morphir.ir.state import is_persistent, make_temporary, own_state, submodules
 
 
@@ -101,6 +102,7 @@ class Graph(fx.GraphModule):
     inputs: ExampleInputs
     module_types: Mapping[str, str]
     history: tuple[Rewrite, ...]
+    _channels: ChannelLayer | None
 
     def __init__(
         self,
@@ -111,13 +113,14 @@ class Graph(fx.GraphModule):
         module_types: Mapping[str, str],
         history: Sequence[Rewrite] = (),
     ) -> None:
+        check_names(root, Graph)
         super().__init__(root, graph, class_name="Graph")
         _adopt_unused_state(self, root)
         _keep_persistence(self, root)
         self.inputs = inputs
         self.module_types = MappingProxyType(dict(module_types))
         self.history = tuple(history)
-        self._channels: ChannelLayer | None = None
+        self._channels = None
         self.train(root.training)
 
     @property

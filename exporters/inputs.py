@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch.utils import _pytree as pytree
 
-from morphir.ir.graph import ExampleInputs, TensorSpec
+from morphir.ir.inputs import ExampleInputs, TensorSpec
 
 
 def random_inputs(

@@ -18,9 +18,12 @@ from exporters.files import checked_path, staged
 from exporters.inputs import random_inputs
 from exporters.onnx_check import compare
 from exporters.onnx_clean import add_lineage, strip_paths
+from exporters.outputs import plain_outputs
 from exporters.quiet import quiet
-from morphir.errors import ExportError, TargetLimitError
-from morphir.ir.graph import Graph, TensorSpec, require_graph
+from morphir.errors import ExportError, GuardError, TargetLimitError
+from morphir.ir.graph import Graph, require_graph
+from morphir.ir.guards import is_guard
+from morphir.ir.inputs import TensorSpec
 
 LIMIT_BYTES = 1_800_000_000
 _TRACED_BATCH = 3
@@ -73,7 +76,8 @@ def export_onnx(
     require_graph(graph)
     place = checked_path(path, ".onnx")
     _check_exportable(graph)
-    model = copy.deepcopy(graph).cpu()
+    model = plain_outputs(copy.deepcopy(graph).cpu())
+    _check_guards(model, batch_sizes)
     proto = _convert(model, opset)
     strip_paths(proto)
     add_lineage(proto, graph)
@@ -115,6 +119,23 @@ def _check_exportable(graph: Graph) -> None:
         )
     if graph.inputs.batch_size is None:
         raise ExportError("the example inputs have no batch dimension")
+
+
+def _check_guards(model: Graph, batch_sizes: Sequence[int]) -> None:
+    """Refuses a program whose path through the model depends on the batch size."""
+    if not any(is_guard(node) for node in model.graph.nodes):
+        return
+    for batch_size in sorted({_TRACED_BATCH, *batch_sizes}):
+        args, kwargs = random_inputs(model.inputs, torch.device("cpu"), batch_size=batch_size)
+        try:
+            with torch.no_grad():
+                model(*args, **kwargs)
+        except GuardError as error:
+            raise ExportError(
+                f"ONNX holds every batch size, the program does not hold {batch_size}: {error.message}",
+                source=error.source,
+                hint="let no control flow ask for the batch size, or export PyTorch source",
+            ) from error
 
 
 def _leaves(graph: Graph) -> list[object]:

@@ -54,6 +54,10 @@ class AnalysisError(TraceError):
     """The traced program fails where it is run on the shapes of its example inputs, or on rewritten ones."""
 
 
+class GuardError(MorphirError):
+    """An input takes another path through the model than the example inputs did."""
+
+
 class VerificationError(MorphirError):
     """A graph breaks an invariant of the IR, or a rewrite was not what it promised to be."""
 

@@ -1,8 +1,7 @@
 """``EliminateDeadCode``: removes nodes whose value nothing reads.
 
-A node goes only if it cannot do anything else: in-place methods, assignments and modules with state (a batch
-    norm in
-training mode writes its running statistics) stay. Parameters stay too, so that the ``state_dict`` keys are
+A node goes only if it cannot do anything else: in-place methods, assignments, guards, and modules with state (a
+batch norm in training mode writes its running statistics) stay. Parameters stay too, so that the ``state_dict`` keys are
 the model's.
 """
 
@@ -16,6 +15,7 @@ from torch import fx, nn
 
 from morphir.analysis.spaces import analyse
 from morphir.ir.graph import Graph
+from morphir.ir.guards import is_guard
 from morphir.ir.remarks import Remark
 from morphir.ir.source import source_of
 from morphir.ir.state import own_state
@@ -49,7 +49,12 @@ class EliminateDeadCode(Pass):
 
 
 def _is_pure(graph: Graph, node: fx.Node) -> bool:
-    if node.op in {"placeholder", "output"} or "out" in node.kwargs or node.kwargs.get("inplace") is True:
+    if (
+        node.op in {"placeholder", "output"}
+        or is_guard(node)
+        or "out" in node.kwargs
+        or node.kwargs.get("inplace") is True
+    ):
         return False
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))

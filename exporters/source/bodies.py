@@ -13,13 +13,23 @@ from torch.fx.node import Node, map_arg
 from exporters.source.calls import Scope, under
 from exporters.source.functions import AUGMENTED, INFIX, PREFIX, function_name, parameters
 from exporters.source.template import Argument, Call, Hole, Piece, Ref, Template
+from morphir.ir.guards import guard
 
 Access = Callable[[str, str], str]
 """How source reaches an object: (path of ``self``, path of the object) to ``self.features[0]``."""
 
 _SHAPE_METHODS = {"size", "dim", "numel"}
-_SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
+_SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda"}
 
+
+_OPPOSITES: Mapping[object, object] = {
+    operator.eq: operator.ne,
+    operator.ne: operator.eq,
+    operator.lt: operator.ge,
+    operator.ge: operator.lt,
+    operator.gt: operator.le,
+    operator.le: operator.gt,
+}
 
 if TYPE_CHECKING:
     _Slice = slice[object, object, object]
@@ -210,8 +220,38 @@ def _call_method(writer: _Writer, node: fx.Node) -> Template:
     return (Call(callee, _arguments(writer, node, names, tuple(rest))),)
 
 
+def _guard(writer: _Writer, node: fx.Node) -> Template:
+    """Writes a guard as an assertion, which torch.fx can trace again."""
+    value, question, expected, _, where = node.args
+    text = writer.value(value)
+    conditions: dict[object, Template] = {
+        "truth": _truth(writer, value, bool(expected)),
+        "length": ("len(", *text, ") == ", Hole(expected, "length")),
+        "keys": ("list(", *text, ") == ", Hole(_unwrapped(expected), "keys")),
+        "none": (*text, " is None" if expected else " is not None"),
+        "value": (*writer.operand(value), " == ", Hole(expected, "size")),
+    }
+    line = "another path through the model" if where is None else f"another path at {where}"
+    return ("torch._assert(", *conditions[question], f', "such inputs take {line}")')
+
+
+def _truth(writer: _Writer, value: object, expected: bool) -> Template:
+    """Writes that a value is true or false; a comparison that is written here is turned around."""
+    if (
+        isinstance(value, fx.Node)
+        and value.target in _OPPOSITES
+        and not isinstance(writer.read(value)[0], Ref)
+    ):
+        left, right = writer.operand(value.args[0]), writer.operand(value.args[1])
+        symbol = INFIX[value.target if expected else _OPPOSITES[value.target]]
+        return (*left, f" {symbol} ", *right)
+    return (*writer.operand(value), " != 0" if expected else " == 0")
+
+
 def _call_function(writer: _Writer, node: fx.Node) -> Template:
     target, args = node.target, node.args
+    if target is guard:
+        return _guard(writer, node)
     if target is operator.getitem:
         return (*writer.operand(args[0]), "[", *_index(writer, args[1]), "]")
     if target is getattr and len(args) == 2:

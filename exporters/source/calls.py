@@ -15,6 +15,8 @@ from typing import Any, cast
 from torch import fx
 from torch.fx.node import map_arg
 
+from morphir.ir.guards import guard
+
 Frame = tuple[str, str]
 
 
@@ -141,6 +143,8 @@ def _form(scope: Scope) -> object:
 
     form: list[object] = []
     for node in scope.nodes():
-        arguments = map_arg((node.args, node.kwargs), cast("Any", number))
+        # What a guard says beside its condition differs from call to call: it names the caller's values.
+        args = node.args[:3] if node.target is guard else node.args
+        arguments = map_arg((args, node.kwargs), cast("Any", number))
         form.append((node.op, node.target, repr(arguments), number(node)))
     return form

@@ -60,6 +60,15 @@ def program(graph: Graph, class_name: str) -> Program:
 
 def _check_modules(tree: ModuleTree, graph: fx.Graph) -> None:
     for node in graph.nodes:
+        if node.name in tree.graph.opaque:
+            call = tree.graph.opaque[node.name]
+            raise ExportError(
+                f"{tree.type_name(call.path)} at {call.path!r} could not be traced ({call.failure.reason}), and "
+                f"exported source cannot hold it",
+                node=node.name,
+                source=call.failure.source,
+                hint="write it so that torch.fx can trace it; ONNX export may still pass",
+            )
         if node.op == "call_module" and not is_layer(graph_module := tree.modules[str(node.target)]):
             raise ExportError(
                 f"{type(graph_module).__name__} at {node.target!r} is not a layer of torch.nn",

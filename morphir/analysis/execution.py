@@ -6,7 +6,6 @@ of :mod:`morphir.analysis.rules`; an operator in no table freezes what it touche
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
     _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
@@ -28,9 +26,12 @@ from morphir.analysis.rules.fake_results import fake_result
 from morphir.analysis.sizes import Sizes, follow_sizes
 from morphir.errors import AnalysisError, MorphirError
 from morphir.ir.graph import Graph
+from morphir.ir.opaque import OpaqueCall
+from morphir.ir.quiet import failing_quietly
 from morphir.ir.source import source_of
 from morphir.ir.state import evaluation_mode, named_state, own_state, submodules
 from morphir.ir.trace import keywords_in_order
+from morphir.ir.values import leaves, tensors
 
 
 @dataclass(frozen=True)
@@ -102,22 +103,23 @@ class _Recorder(TorchDispatchMode):
 class _LabelledInterpreter(fx.Interpreter):
     """Runs the program node by node and keeps every node's layers."""
 
-    def __init__(self, graph: Graph, recorder: _Recorder) -> None:
+    def __init__(self, graph: Graph, recorder: _Recorder, results: Mapping[str, Any]) -> None:
         super().__init__(graph, garbage_collect_values=False)
         self.extra_traceback = False
         self.recorder = recorder
+        self.opaque = graph.opaque
+        self.results = results
         self.sizes: Sizes = {}
 
     def run_node(self, n: fx.Node) -> Any:
         self.recorder.node = n.name
-        result = super().run_node(n)
+        result = self._run_opaque(n, self.opaque[n.name]) if n.name in self.opaque else super().run_node(n)
         if n.op == "placeholder":
             self._label_input(n, result)
-        tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         execution = self.recorder.execution
         execution.values[n.name] = [
             LabelledValue(tuple(tensor.shape), tensor.dtype, self.recorder.layers_of(tensor))
-            for tensor in tensors
+            for tensor in tensors(result)
         ]
         with _disable_current_modes():
             constrain_literals(n, execution.values, execution.facts)
@@ -137,38 +139,60 @@ class _LabelledInterpreter(fx.Interpreter):
 
     def _label_input(self, node: fx.Node, value: Any) -> None:
         """Labels every dimension of a model input but the batch, and freezes it."""
-        for position, leaf in enumerate(pytree.tree_leaves(value)):
+        self._label_fixed(node, value, "model-input", f"channel of the model input {node.name!r}")
+
+    def _label_fixed(self, node: fx.Node, value: Any, code: str, reason: str) -> None:
+        facts, axes = self.recorder.execution.facts, self.recorder.execution.axes
+        for position, leaf in enumerate(leaves(value)):
             if isinstance(leaf, torch.Tensor):
                 with _disable_current_modes():
-                    key, shape = input_key(node.name, position), tuple(leaf.shape)
-                    layers = self.recorder.execution.axes.layers(key, shape, range(1, len(shape)))
-                    self.recorder.execution.facts.restrict(
-                        layers,
-                        "frozen",
-                        "model-input",
-                        f"channel of the model input {node.name!r}",
-                        node.name,
-                    )
+                    key, shape = fixed_key(node.name, position), tuple(leaf.shape)
+                    layers = axes.layers(key, shape, range(1, len(shape)))
+                    facts.restrict(layers, "frozen", code, reason, node.name)
                 self.recorder.bind(leaf, layers, "activation")
+
+    def _run_opaque(self, node: fx.Node, call: OpaqueCall) -> Any:
+        """Passes over a module that is kept whole, and freezes what it reads, holds and returns."""
+        module, facts = self.module.get_submodule(call.path), self.recorder.execution.facts
+        reason = f"at the boundary of {type(module).__name__} {call.path!r}, which cannot be traced"
+        read = tensors(self.fetch_args_kwargs_from_env(node))
+        with _disable_current_modes():
+            for tensor in (*read, *module.parameters(), *module.buffers()):
+                facts.restrict(self.recorder.layers_of(tensor), "frozen", "opaque-module", reason, node.name)
+        result = self.results[node.name]
+        self._label_fixed(node, result, "opaque-module", reason)
+        return result
 
 
 class _Runner(nn.Module):
     """Lets ``functional_call`` put fake tensors in the place of the graph's own."""
 
-    def __init__(self, graph: Graph, recorder: _Recorder) -> None:
+    def __init__(self, graph: Graph, recorder: _Recorder, results: Mapping[str, Any]) -> None:
         super().__init__()
         self.graph = graph
         self.recorder = recorder
+        self.results = results
 
     def forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Runs the labelled program."""
         inputs = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
-        return _LabelledInterpreter(self.graph, self.recorder).run(*inputs)
+        return _LabelledInterpreter(self.graph, self.recorder, self.results).run(*inputs)
 
 
-def input_key(node: str, position: int) -> str:
-    """Returns the key under which a model input's axes are labelled; no ``state_dict`` key has this form."""
-    return f"input:{node}:{position}"
+_FIXED = "input:"
+
+
+def fixed_key(node: str, position: int) -> str:
+    """Returns the key of the axes of a tensor from outside, of a model input or of what an opaque module returns.
+
+    No ``state_dict`` key has this form.
+    """
+    return f"{_FIXED}{node}:{position}"
+
+
+def is_fixed_key(key: str) -> bool:
+    """Whether an axis belongs to a tensor from outside."""
+    return key.startswith(_FIXED)
 
 
 def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Execution:
@@ -181,6 +205,7 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
 
     Raises:
         AnalysisError: if the program fails on these shapes; names the node that does.
+        GuardError: if the shapes are other than a guard in the program allows.
     """
     state = named_state(graph)
     device = graph.device
@@ -191,8 +216,12 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
             shape = (shapes or {}).get(key, tuple(tensor.shape))
             fakes_of[key] = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
         args, kwargs = graph.inputs.materialise(device)
+        results = {name: call.materialise(device) for name, call in graph.opaque.items()}
     axes = AxisLabels.allot(
-        {**{key: tuple(t.shape) for key, t in fakes_of.items()}, **_input_shapes(graph, args, kwargs)}
+        {
+            **{key: tuple(t.shape) for key, t in fakes_of.items()},
+            **_fixed_shapes({**_inputs(graph, args, kwargs), **results}),
+        }
     )
     execution = Execution(axes, Facts())
     recorder = _Recorder(execution)
@@ -202,12 +231,13 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
     with (
         evaluation_mode(graph),
         torch.no_grad(),
-        _failing_quietly(),
+        failing_quietly(),
         _naming_the_node(graph, recorder),
         fake_mode,
         recorder,
     ):
-        torch.func.functional_call(_Runner(graph, recorder), replacements, (args, kwargs), tie_weights=False)
+        runner = _Runner(graph, recorder, results)
+        torch.func.functional_call(runner, replacements, (args, kwargs), tie_weights=False)
     return execution
 
 
@@ -227,17 +257,6 @@ def _naming_the_node(graph: Graph, recorder: _Recorder) -> Generator[None]:
         ) from error
 
 
-@contextmanager
-def _failing_quietly() -> Generator[None]:
-    """Fake tensors log a traceback for what fails; here the error itself is the answer."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = disabled
-
-
 def _replacements(graph: Graph, fake_of: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Names every place of every tensor once: shared tensors have several, a module of two names has one.
 
@@ -251,14 +270,16 @@ def _replacements(graph: Graph, fake_of: Mapping[int, torch.Tensor]) -> dict[str
     }
 
 
-def _input_shapes(
-    graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, tuple[int, ...]]:
+def _inputs(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     values = [*args, *keywords_in_order(graph, len(args), kwargs)]
     names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+    return dict(zip(names, values, strict=False))
+
+
+def _fixed_shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {
-        input_key(name, position): tuple(leaf.shape)
-        for name, value in zip(names, values, strict=False)
-        for position, leaf in enumerate(pytree.tree_leaves(value))
+        fixed_key(name, position): tuple(leaf.shape)
+        for name, value in values.items()
+        for position, leaf in enumerate(leaves(value))
         if isinstance(leaf, torch.Tensor)
     }

@@ -2,20 +2,21 @@
 
 ``h.view(h.size(0), -1)`` follows any rewrite; ``h * h.size(1) ** -0.5`` computes another function of another
 number of channels. Every size is followed from where it is read; what shapes a tensor may take it, anything
-else freezes the channels that it counts.
+else freezes the channels that it counts. So does control flow that asks for a count: a guard holds the program to it.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
 from torch.nn import functional
 
-from morphir.analysis.labels import Facts, LabelledValue, Layers, label_dims
+from morphir.analysis.labels import Facts, LabelledValue, Layers, compact, label_dims
+from morphir.ir.guards import guard, is_guard
 
 Labelled = Mapping[str, Sequence[LabelledValue]]
 Sizes = dict[str, "tuple[Layers, ...]"]
@@ -45,6 +46,9 @@ def follow_sizes(node: fx.Node, labelled: Labelled, sizes: Sizes, facts: Facts) 
         sizes: Node name to the layers that each of its sizes counts; the node's own are added.
         facts: Takes the restrictions.
     """
+    if is_guard(node):
+        _follow_guard(node, sizes, facts)
+        return
     read = _read(node, labelled)
     used = [layers for source in node.all_input_nodes for layers in sizes.get(source.name, ())]
     if read is not None:
@@ -56,6 +60,40 @@ def follow_sizes(node: fx.Node, labelled: Labelled, sizes: Sizes, facts: Facts) 
         facts.restrict(
             layers, "frozen", "size-as-value", "their number is used as a value, not as a shape", node.name
         )
+
+
+def _follow_guard(node: fx.Node, sizes: Sizes, facts: Facts) -> None:
+    """Freezes the channels whose number the program's path hangs on; equal numbers are tied, and stay equal."""
+    question = node.args[1] if node.target is guard else "truth"
+    if question not in {"truth", "value"} or not isinstance(node.args[0], fx.Node):
+        return
+    counted = sizes.get(node.args[0].name, ())
+    pairs = _equal_counts(node, sizes)
+    for left, right in pairs:
+        facts.tie(left, right, "equal-counts", node.name)
+    if not pairs:
+        layers = [layer for part in counted for layer in part]
+        reason = "the program takes the path that it does because of their number"
+        facts.restrict(layers, "frozen", "size-as-value", reason, node.name)
+
+
+def _equal_counts(node: fx.Node, sizes: Sizes) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Returns what to tie for ``a.shape == b.shape`` to hold on; nothing where the guard says anything else."""
+    compared, expected = cast("fx.Node", node.args[0]), node.args[2] if node.target is guard else True
+    if (compared.target, expected) not in {(operator.eq, True), (operator.ne, False)}:
+        return []
+    left, right = (sizes.get(a.name) if isinstance(a, fx.Node) else None for a in compared.args)
+    if left is None or right is None or len(left) != len(right):
+        return []
+    pairs = [(_vector(a), _vector(b)) for a, b in zip(left, right, strict=True) if a or b]
+    whole = [(a, b) for a, b in pairs if a is not None and b is not None and a.shape == b.shape]
+    return whole if len(whole) == len(pairs) else []
+
+
+def _vector(layers: Layers) -> torch.Tensor | None:
+    """Returns the labels along the one dimension that a single layer is laid along."""
+    flat = [compact(layer).reshape(-1) for layer in layers if len(label_dims(layer)) == 1]
+    return flat[0] if len(flat) == len(layers) == 1 else None
 
 
 def _read(node: fx.Node, labelled: Labelled) -> tuple[Layers, ...] | None:

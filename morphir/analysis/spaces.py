@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import fx
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from morphir.analysis.coupling import Coupling, couple
-from morphir.analysis.execution import Execution, execute
+from morphir.analysis.execution import Execution, execute, is_fixed_key
 from morphir.analysis.labels import LabelledValue, Layer
 from morphir.analysis.rules import MixingUse
+from morphir.errors import AnalysisError, MorphirWarning, TraceError
 from morphir.ir.channels import (
     AxisBinding,
     ChannelLayer,
@@ -26,6 +29,7 @@ from morphir.ir.channels import (
     Verdict,
 )
 from morphir.ir.graph import Graph
+from morphir.ir.opaque import Failure
 from morphir.ir.source import source_of
 from morphir.ir.trace import ExampleArgument, trace_program
 
@@ -44,9 +48,51 @@ def trace(model: object, example_inputs: ExampleArgument) -> Graph:
     Raises:
         TraceError: if the model cannot be traced or fails on the example inputs; names the user's line.
     """
-    graph = trace_program(model, example_inputs)  # pyright: ignore[reportArgumentType]
-    graph.attach(analyse(graph))
-    return graph
+    whole: dict[str, Failure] = {}
+    while True:
+        graph = trace_program(model, example_inputs, whole)  # pyright: ignore[reportArgumentType]
+        try:
+            graph.attach(analyse(graph))
+        except AnalysisError as error:
+            _keep_whole(graph, error, whole)
+        else:
+            _warn_of_opaque(graph)
+            return graph
+
+
+def _keep_whole(graph: Graph, error: AnalysisError, whole: dict[str, Failure]) -> None:
+    """Notes the innermost module that holds a node which shapes alone do not pass.
+
+    Raises:
+        TraceError: if it is the model itself.
+    """
+    if error.node is None:
+        raise error
+    node = graph.node(error.node)
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    path = str(node.target) if node.op == "call_module" else (str(stack[-1][0]) if stack else "")
+    reason = str(error.__cause__).strip().splitlines()[0]
+    if isinstance(error.__cause__, (DataDependentOutputException, DynamicOutputShapeException)):
+        reason = f"a shape or a number depends on tensor values there ({reason})"
+    if not path or path in whole:
+        raise TraceError(
+            f"the analysis cannot follow the model on shapes alone: {reason}",
+            node=node.name,
+            source=source_of(node),
+            hint="move what depends on tensor values into a module of its own, which is then kept whole",
+        ) from error
+    whole[path] = Failure(reason, source_of(node))
+
+
+def _warn_of_opaque(graph: Graph) -> None:
+    for path, failure in {call.path: call.failure for call in graph.opaque.values()}.items():
+        where = "" if failure.source is None else f" ({failure.source})"
+        warnings.warn(
+            f"{graph.module_types[path]} at {path!r} cannot be traced and is kept whole, its channels frozen: "
+            f"{failure.reason}{where}",
+            MorphirWarning,
+            stacklevel=3,
+        )
 
 
 def analyse(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -> ChannelLayer:
@@ -152,7 +198,7 @@ class _Builder:
         roles = _roles(self.uses)
         bindings: dict[str, list[AxisBinding]] = {name: [] for name in self.roots_of}
         for parameter, axis in self.execution.axes.first:
-            if parameter.startswith("input:"):
+            if is_fixed_key(parameter):
                 continue
             role = roles.get((parameter, axis), "region")
             for name, groups in self.members.groups(self._axis(parameter, axis)).items():

@@ -8,83 +8,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelLayer, ChannelSpace
 from morphir.ir.index_map import Rewrite
+from morphir.ir.inputs import ExampleInputs
 from morphir.ir.names import check_names
+from morphir.ir.opaque import OpaqueCall
 from morphir.ir.state import is_persistent, make_temporary, own_state, submodules
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Shape and dtype of an example input; the device is the graph's own."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def empty(self, device: torch.device) -> torch.Tensor:
-        """Returns an uninitialised tensor of this shape."""
-        return torch.empty(self.shape, dtype=self.dtype, device=device)
-
-
-@dataclass(frozen=True)
-class ExampleInputs:
-    """The example inputs' structure: a pytree with a :class:`TensorSpec` for each tensor."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    @staticmethod
-    def of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExampleInputs:
-        """Describes actual inputs."""
-
-        def spec(leaf: Any) -> Any:
-            return TensorSpec(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf
-
-        args, kwargs = pytree.tree_map(spec, (args, dict(kwargs)))
-        return ExampleInputs(args, kwargs)
-
-    def materialise(self, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Returns uninitialised inputs of this structure (inside a fake mode: fake ones)."""
-
-        def make(leaf: Any) -> Any:
-            return leaf.empty(device) if isinstance(leaf, TensorSpec) else leaf
-
-        return cast(
-            "tuple[tuple[Any, ...], dict[str, Any]]",
-            pytree.tree_map(
-                make, (self.args, dict(self.kwargs)), is_leaf=lambda leaf: isinstance(leaf, TensorSpec)
-            ),
-        )
-
-    def in_dtype(self, dtype: torch.dtype) -> ExampleInputs:
-        """Returns the same structure with floating tensors of another dtype."""
-
-        def cast_spec(leaf: Any) -> Any:
-            is_real = isinstance(leaf, TensorSpec) and leaf.dtype.is_floating_point
-            return TensorSpec(leaf.shape, dtype) if is_real else leaf
-
-        args, kwargs = pytree.tree_map(
-            cast_spec, (self.args, dict(self.kwargs)), is_leaf=lambda leaf: isinstance(leaf, TensorSpec)
-        )
-        return ExampleInputs(args, kwargs)
-
-    @property
-    def batch_size(self) -> int | None:
-        """The leading extent of the first tensor."""
-        leaves = pytree.tree_leaves(
-            (self.args, dict(self.kwargs)), is_leaf=lambda leaf: isinstance(leaf, TensorSpec)
-        )
-        shapes = [leaf.shape for leaf in leaves if isinstance(leaf, TensorSpec) and leaf.shape]
-        return shapes[0][0] if shapes else None
 
 
 class Graph(fx.GraphModule):
@@ -96,11 +32,13 @@ class Graph(fx.GraphModule):
     Attributes:
         inputs: What the example inputs looked like.
         module_types: Module path to the class name in the user's model; ``""`` is the model itself.
+        opaque: Node name to the call of a module that could not be traced and is kept whole.
         history: Every rewrite that was applied, oldest first.
     """
 
     inputs: ExampleInputs
     module_types: Mapping[str, str]
+    opaque: Mapping[str, OpaqueCall]
     history: tuple[Rewrite, ...]
     _channels: ChannelLayer | None
 
@@ -111,6 +49,7 @@ class Graph(fx.GraphModule):
         *,
         inputs: ExampleInputs,
         module_types: Mapping[str, str],
+        opaque: Mapping[str, OpaqueCall] = MappingProxyType({}),
         history: Sequence[Rewrite] = (),
     ) -> None:
         check_names(root, Graph)
@@ -119,6 +58,7 @@ class Graph(fx.GraphModule):
         _keep_persistence(self, root)
         self.inputs = inputs
         self.module_types = MappingProxyType(dict(module_types))
+        self.opaque = MappingProxyType(dict(opaque))
         self.history = tuple(history)
         self._channels = None
         self.train(root.training)
@@ -151,7 +91,9 @@ class Graph(fx.GraphModule):
         before = self.dtype
         super()._apply(fn, recurse)  # pyright: ignore[reportUnknownMemberType]
         if self.dtype is not None and self.dtype != before:
-            self.inputs = self.inputs.in_dtype(self.dtype)
+            dtype = self.dtype
+            self.inputs = self.inputs.in_dtype(dtype)
+            self.opaque = MappingProxyType({name: c.in_dtype(dtype) for name, c in self.opaque.items()})
         return self
 
     def space(self, name: str) -> ChannelSpace:
@@ -189,6 +131,7 @@ class Graph(fx.GraphModule):
             copy.deepcopy(self.graph),
             inputs=self.inputs,
             module_types=self.module_types,
+            opaque=self.opaque,
             history=self.history,
         )
         clone._channels = self._channels

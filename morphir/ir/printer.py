@@ -27,6 +27,7 @@ from torch import fx, nn
 
 from morphir.ir.channels import ChannelSpace, Value, ValueLayout, Verdict
 from morphir.ir.graph import Graph
+from morphir.ir.guards import guard
 from morphir.ir.source import source_of
 
 _DTYPES: Mapping[torch.dtype, str] = {
@@ -94,7 +95,9 @@ def print_node(graph: Graph, name: str) -> str:
 
 
 def _print_node(graph: Graph, node: fx.Node) -> str:
-    if node.op == "output":
+    if node.target is guard:
+        line = _print_guard(node)
+    elif node.op == "output":
         line = f"return {_value(node.args[0])}"
     elif node.op == "placeholder":
         line = _typed(graph, node)
@@ -104,12 +107,22 @@ def _print_node(graph: Graph, node: fx.Node) -> str:
     return f"{line}      # {source}" if source is not None and node.op != "output" else line
 
 
+def _print_guard(node: fx.Node) -> str:
+    value, question, expected = node.args[:3]
+    if question == "none":
+        return f"guard {_value(value)} is {'' if expected else 'not '}None"
+    asked = {"truth": "bool({})", "length": "len({})", "keys": "list({})"}.get(cast("str", question), "{}")
+    return f"guard {asked.format(_value(value))} == {expected!r}"
+
+
 def _typed(graph: Graph, node: fx.Node) -> str:
     return f"%{node.name}: {_type_of(graph, node)}"
 
 
 def _type_of(graph: Graph, node: fx.Node) -> str:
     values = graph.channels.values.get(node.name, ())
+    if not values and node.op == "placeholder":
+        return "value"
     if not values:
         return "bool" if node.op == "get_attr" else "int"
     types = [print_value(value, graph.inputs.batch_size) for value in values]

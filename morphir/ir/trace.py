@@ -4,38 +4,58 @@ The program is traced once in each mode. Where the two traces differ only in boo
 (``training=False`` against ``training=True`` of a functional dropout or batch norm), the literal becomes a
 read of the graph's own ``training`` flag, so that ``graph.train()`` and ``graph.eval()`` mean what they mean
 on the model.
+
+What the example inputs decide is held in the program by guards (:mod:`morphir.ir.guards`); a module that cannot be
+traced is kept whole (:mod:`morphir.ir.opaque`).
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from morphir.errors import MorphirError, MorphirWarning, TraceError
-from morphir.ir.graph import ExampleInputs, Graph
-from morphir.ir.source import calling_user_line, failing_user_line
+from morphir.ir.graph import Graph
+from morphir.ir.inputs import ExampleInputs
+from morphir.ir.opaque import Failure, OpaqueCall
+from morphir.ir.quiet import fixed_randomness
+from morphir.ir.signature import Signature, cloned
+from morphir.ir.source import SourceLocation, failing_user_line
 from morphir.ir.state import evaluation_mode, restore_modes, submodules, training_modes
+from morphir.ir.tracer import Tracer
+from morphir.ir.values import leaves
 
 ExampleArgument = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
-class _Tracer(fx.Tracer):
-    """An fx tracer that notes the user's line on every node, and keeps reads of buffers as reads."""
+@dataclass(frozen=True)
+class Findings:
+    """What tracing a model found beside its program.
 
-    proxy_buffer_attributes = True
+    Attributes:
+        failures: Path of each module to keep whole, to why.
+        constants: Type of each module that the model holds out of sight of ``nn.Module``, to the line that calls it.
+    """
 
-    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
-        """Makes a node as fx does, and notes where it comes from."""
-        proxy = super().create_proxy(*args, **kwargs)
-        proxy.node.meta.setdefault("source", calling_user_line())
-        return proxy
+    failures: dict[str, Failure]
+    constants: dict[str, SourceLocation | None] = field(default_factory=dict["str", "SourceLocation | None"])
+
+    def warn(self) -> None:
+        """Says which parameters are constants."""
+        for name, source in self.constants.items():
+            where = "" if source is None else f" ({source})"
+            warnings.warn(
+                f"the model calls a {name} that it holds in no nn.Module attribute{where}; its parameters are "
+                f"constants, as they are for the model's own parameters() and state_dict()",
+                MorphirWarning,
+                stacklevel=4,
+            )
 
 
 def split_inputs(example_inputs: ExampleArgument) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -47,12 +67,15 @@ def split_inputs(example_inputs: ExampleArgument) -> tuple[tuple[Any, ...], dict
     return (example_inputs,), {}
 
 
-def trace_program(model: nn.Module, example_inputs: ExampleArgument) -> Graph:
+def trace_program(
+    model: nn.Module, example_inputs: ExampleArgument, opaque: Mapping[str, Failure] | None = None
+) -> Graph:
     """Traces ``model`` into a graph without a channel layer; :func:`morphir.trace` adds it.
 
     Args:
         model: Any module that ``torch.fx`` can trace. It is copied, never changed.
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments, with a batch dimension.
+        opaque: Paths of modules to keep whole, and why.
 
     Raises:
         TraceError: if fx cannot trace the model, or the model fails on the example inputs; names the user's
@@ -62,13 +85,15 @@ def trace_program(model: nn.Module, example_inputs: ExampleArgument) -> Graph:
         raise TraceError(f"expected an nn.Module, got {type(model).__name__}")
     args, kwargs = split_inputs(example_inputs)
     root = _copy(model)
-    program, for_evaluation = _trace_both_modes(root)
-    _check_arguments(program, args, kwargs)
+    signature = Signature.bind(root, args, kwargs)
+    findings = Findings(dict(opaque or {}))
+    program, for_evaluation = _trace_both_modes(root, signature, findings)
     module_types = {path: type(module).__name__ for path, module in submodules(model)}
     graph = Graph(root, program, inputs=ExampleInputs.of(args, kwargs), module_types=module_types)
-    outputs = _check_runs(graph, args, kwargs)
+    outputs, graph.opaque = _check_runs(graph, args, kwargs, findings.failures)
     if for_evaluation:
-        _check_outputs(root, outputs, args, kwargs)
+        _check_outputs(root, outputs, signature)
+    findings.warn()
     return graph
 
 
@@ -83,18 +108,23 @@ def _copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _trace_both_modes(root: nn.Module) -> tuple[fx.Graph, bool]:
+def _trace_both_modes(root: nn.Module, signature: Signature, findings: Findings) -> tuple[fx.Graph, bool]:
     """Returns the program, and whether it is what the model runs in evaluation mode.
+
+    A module that cannot be traced in one mode is kept whole in both, and added to ``findings``.
 
     A model whose two modes run different operators has its evaluation program traced, with a warning: a
     graph has one program.
     """
     training = root.training
     modes = training_modes(root)
-    current = _trace_once(root)
+    current = _trace_once(root, signature, findings)
+    known = len(findings.failures)
     root.train(not training)
-    other = _try_trace(root)
+    other = _try_trace(root, signature, findings)
     restore_modes(root, modes)
+    if len(findings.failures) > known:
+        current = _trace_once(root, signature, findings)
     if other is None:
         return current, not training
     if _operations(current) == _operations(other):
@@ -127,17 +157,24 @@ def _operation(node: fx.Node) -> tuple[str, object]:
     return node.op, "_tensor_constant" if constant else node.target
 
 
-def _try_trace(root: nn.Module) -> fx.Graph | None:
+def _try_trace(root: nn.Module, signature: Signature, findings: Findings) -> fx.Graph | None:
     """Traces the mode that the user did not ask for; a model may well support one mode alone."""
     try:
-        return _trace_once(root)
+        return _trace_once(root, signature, findings)
     except TraceError:
         return None
 
 
-def _trace_once(root: nn.Module) -> fx.Graph:
+def _trace_once(root: nn.Module, signature: Signature, findings: Findings) -> fx.Graph:
+    """Traces until no further module has to be kept whole: what was half traced leaves no mark in the end."""
     try:
-        return _Tracer().trace(root)
+        while True:
+            tracer = Tracer(signature, findings.failures)
+            program = tracer.trace(root)
+            findings.constants.update(tracer.constants)
+            if not tracer.failures:
+                return program
+            findings.failures.update(tracer.failures)
     except MorphirError:
         raise
     except Exception as error:
@@ -171,26 +208,20 @@ def _read_training_flag(current: fx.Graph, other: fx.Graph, training: bool) -> N
             node.update_arg(position, flag)
 
 
-def _check_arguments(program: fx.Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    placeholders = [node for node in program.nodes if node.op == "placeholder"]
-    names = [str(node.target).lstrip("*") for node in placeholders]
-    unknown = [key for key in kwargs if key not in names]
-    required = sum(1 for node in placeholders if not node.args)
-    if unknown or len(args) > len(names) or len(args) + len(kwargs) < required:
-        given = ", ".join((*("a tensor" for _ in args), *kwargs))
-        raise TraceError(
-            f"the model takes ({', '.join(names)}), the example inputs are ({given})",
-            hint="pass a tensor, a tuple of positional arguments, or a dict of keyword arguments",
-        )
+def _check_runs(
+    graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any], failures: Mapping[str, Failure]
+) -> tuple[Any, dict[str, OpaqueCall]]:
+    """Runs the program once in evaluation mode, so that a shape mismatch is named here and not later.
 
-
-def _check_runs(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Runs the program once in evaluation mode, so that a shape mismatch is named here and not later."""
-    runner = _NamingInterpreter(graph)
+    Returns:
+        The outputs, and what the opaque modules returned.
+    """
+    runner = _ExampleInterpreter(graph, failures)
     try:
-        with torch.no_grad(), evaluation_mode(graph), _fixed_randomness():
-            args, kwargs = _cloned(args), _cloned(kwargs)
-            return runner.run(*args, *keywords_in_order(graph, len(args), kwargs))
+        with torch.no_grad(), evaluation_mode(graph), fixed_randomness():
+            args, kwargs = cloned(args), cloned(kwargs)
+            outputs = runner.run(*args, *keywords_in_order(graph, len(args), kwargs))
+            return outputs, runner.opaque
     except Exception as error:
         node = runner.current
         raise TraceError(
@@ -201,11 +232,11 @@ def _check_runs(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         ) from error
 
 
-def _check_outputs(root: nn.Module, outputs: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _check_outputs(root: nn.Module, outputs: Any, signature: Signature) -> None:
     """Compares the program with the model: fx records ``v += 1`` on a view as an addition beside it."""
-    with torch.no_grad(), evaluation_mode(root), _fixed_randomness():
-        wanted = root(*_cloned(args), **_cloned(dict(kwargs)))
-    mine, theirs = pytree.tree_leaves(outputs), pytree.tree_leaves(wanted)
+    with torch.no_grad(), evaluation_mode(root), fixed_randomness():
+        wanted = signature.caller(root)()
+    mine, theirs = leaves(outputs), leaves(wanted)
     if len(mine) != len(theirs) or not all(map(_agree, mine, theirs)):
         raise TraceError(
             f"the program that torch.fx traced computes something else than {type(root).__name__}",
@@ -228,39 +259,23 @@ def _agree(found: Any, true: Any) -> bool:
     return torch.allclose(found, true, rtol=1e-2, atol=1e-2 * scale, equal_nan=True)
 
 
-def _cloned(values: Any) -> Any:
-    """Copies the tensors: a model may write into its inputs."""
+class _ExampleInterpreter(fx.Interpreter):
+    """Remembers which node runs, for the error message, and what the opaque modules return."""
 
-    def clone(leaf: Any) -> Any:
-        return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
-
-    return pytree.tree_map(clone, values)
-
-
-@contextmanager
-def _fixed_randomness() -> Generator[None]:
-    """The same random draws inside each block, and none outside disturbed."""
-    # torch.manual_seed would also queue a seed for a CUDA that is not initialised yet.
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):  # pyright: ignore[reportUnknownMemberType]
-        torch.default_generator.manual_seed(0)
-        if devices:
-            torch.cuda.manual_seed_all(0)
-        yield
-
-
-class _NamingInterpreter(fx.Interpreter):
-    """Remembers which node runs, for the error message."""
-
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, failures: Mapping[str, Failure]) -> None:
         super().__init__(graph)
         self.extra_traceback = False
         self.current: fx.Node | None = None
+        self.failures = failures
+        self.opaque: dict[str, OpaqueCall] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Runs one node."""
         self.current = n
-        return super().run_node(n)
+        result = super().run_node(n)
+        if n.op == "call_module" and str(n.target) in self.failures:
+            self.opaque[n.name] = OpaqueCall.of(n, self.failures[str(n.target)], result)
+        return result
 
 
 def keywords_in_order(graph: Graph, skip: int, kwargs: Mapping[str, Any]) -> list[Any]:

@@ -1,0 +1,150 @@
+"""What the values of a program under trace are on the example inputs: shapes, flags, numbers.
+
+Nothing runs until a value is asked for; then the nodes traced so far run once, on fake tensors. A module that cannot
+run on these (an opaque one) runs for real, within the model, and is known by the shapes of what it returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from morphir.ir.quiet import failing_quietly, fixed_randomness
+from morphir.ir.state import evaluation_mode
+
+
+class Unknown(Exception):
+    """The example inputs' shapes alone do not tell this value."""
+
+
+class ExampleRun:
+    """Runs a program as it is being traced.
+
+    Args:
+        root: The model.
+        inputs: Placeholder to its example value.
+        call: Runs the whole model on the example inputs.
+        opaque: Paths of the modules that fake tensors do not pass.
+
+    Attributes:
+        running: Whether modules are called to find a value, and not to be traced.
+    """
+
+    def __init__(
+        self, root: nn.Module, inputs: Mapping[str, Any], call: Any, opaque: Collection[str]
+    ) -> None:
+        self.root = root
+        self.inputs = inputs
+        self.call = call
+        self.opaque = opaque
+        self.running = False
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._values: dict[fx.Node, Any] = {}
+        self._last: fx.Node | None = None
+        self._returned: dict[str, list[Any]] = {}
+
+    def value(self, node: fx.Node) -> Any:
+        """Returns a node's value; tensors are fake.
+
+        Raises:
+            Unknown: if shapes alone do not tell it.
+        """
+        if node not in self._values:
+            self._advance(node)
+        found = self._values[node]
+        if isinstance(found, Unknown):
+            raise found
+        return found
+
+    def rewind(self, left: Collection[fx.Node], last: fx.Node | None) -> None:
+        """Forgets the nodes that the program lost.
+
+        Args:
+            left: The nodes that it still has.
+            last: The last of these.
+        """
+        self._values = {node: value for node, value in self._values.items() if node in left}
+        self._last = self._last if self._last in left else last
+
+    def _advance(self, until: fx.Node) -> None:
+        with self._evaluating(), torch.no_grad(), failing_quietly():
+            while self._last is not until:
+                self._last = next(iter(until.graph.nodes)) if self._last is None else self._last.next
+                try:
+                    self._values[self._last] = self._run(self._last)
+                except Exception as error:
+                    self._values[self._last] = Unknown(str(error))
+
+    @contextmanager
+    def _evaluating(self) -> Generator[None]:
+        self.running = True
+        try:
+            yield
+        finally:
+            self.running = False
+
+    def _run(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self._faked(self.inputs[str(node.target)])
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._known)
+        if node.op == "get_attr":
+            return self._faked(_attribute(self.root, str(node.target)))
+        if node.op == "call_module":
+            return self._run_module(node, args, kwargs)
+        with self._mode:
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    def _known(self, node: fx.Node) -> Any:
+        value = self._values[node]
+        if isinstance(value, Unknown):
+            raise value
+        return value
+
+    def _faked(self, value: Any) -> Any:
+        def fake(leaf: Any) -> Any:
+            return self._mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+        return pytree.tree_map(fake, value)
+
+    def _run_module(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        path = str(node.target)
+        if path in self.opaque:
+            calls = [
+                other for other in node.graph.nodes if other.op == "call_module" and other.target == path
+            ]
+            return self._faked(self._results(path)[calls.index(node)])
+        module = self.root.get_submodule(path)
+        with evaluation_mode(module), self._mode:
+            return module(*args, **kwargs)
+
+    def _results(self, path: str) -> list[Any]:
+        """Returns what each call of an opaque module yields on the example inputs."""
+        if path not in self._returned:
+            self._returned[path] = self._run_model(path)
+        return self._returned[path]
+
+    def _run_model(self, path: str) -> list[Any]:
+        found: list[Any] = []
+        module = self.root.get_submodule(path)
+        hook = module.register_forward_hook(lambda module, args, result: found.append(result))
+        try:
+            with evaluation_mode(self.root), fixed_randomness():
+                self.call()
+        finally:
+            hook.remove()
+        return found
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    found: Any = root
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found

@@ -69,7 +69,8 @@ def export_onnx(
         batch_sizes: The batch sizes to compare at.
 
     Raises:
-        TargetLimitError: if the weights take more than 1.8 GB.
+        TargetLimitError: if the weights take more than 1.8 GB, or the path through the model depends on the
+            batch size.
         ExportError: in train mode, for other dtypes than float32, or if the file does not compute what the
             graph computes; then nothing new is left on disk.
     """
@@ -131,7 +132,7 @@ def _check_guards(model: Graph, batch_sizes: Sequence[int]) -> None:
             with torch.no_grad():
                 model(*args, **kwargs)
         except GuardError as error:
-            raise ExportError(
+            raise TargetLimitError(
                 f"ONNX holds every batch size, the program does not hold {batch_size}: {error.message}",
                 source=error.source,
                 hint="let no control flow ask for the batch size, or export PyTorch source",
@@ -149,7 +150,8 @@ def _convert(model: Graph, opset: int | None) -> onnx.ModelProto:
         with quiet(), torch.no_grad():
             converted = torch.onnx.export(  # pyright: ignore[reportUnknownMemberType]
                 model,
-                args,
+                # torch takes a last positional argument that is a dict for the keyword arguments.
+                (*args, {}) if args and isinstance(args[-1], dict) else args,
                 kwargs=kwargs,
                 dynamo=True,
                 opset_version=opset,
@@ -162,7 +164,9 @@ def _convert(model: Graph, opset: int | None) -> onnx.ModelProto:
             proto = converted.model_proto
     except Exception as error:
         cause = error.__cause__ or error
-        raise ExportError(
+        # torch may well export a module that cannot be traced; where it does not, nothing is wrong.
+        kind = TargetLimitError if model.opaque else ExportError
+        raise kind(
             f"torch.onnx cannot export the graph: {_first_line(cause)}",
             hint="no batch size may be a literal in the program, and each operator needs an ONNX form",
         ) from error

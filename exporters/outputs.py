@@ -12,12 +12,9 @@ from morphir.ir.graph import Graph
 
 def makes_record(node: fx.Node) -> bool:
     """Whether a node makes a dataclass or a named tuple, as models do to return it."""
-    kind = node.target
-    return (
-        node.op == "call_function"
-        and isinstance(kind, type)
-        and (is_dataclass(kind) or hasattr(kind, "_fields"))
-    )
+    kind: object = node.target
+    is_record = is_dataclass(kind) or hasattr(kind, "_fields")
+    return node.op == "call_function" and isinstance(kind, type) and is_record
 
 
 def record_fields(node: fx.Node) -> dict[str, Any]:
@@ -44,7 +41,8 @@ def _plain(value: Any) -> Any:
         items = cast("dict[object, object]", value).items()
         return {key: _plain(item) for key, item in items if item is not None}
     if isinstance(value, (tuple, list)):
-        if hasattr(value, "_fields"):
-            return _plain(cast("Any", value)._asdict())
-        return tuple(_plain(item) for item in cast("tuple[object, ...]", value) if item is not None)
+        items = cast("Any", value)
+        if hasattr(items, "_fields"):
+            return _plain(items._asdict())
+        return tuple(_plain(item) for item in items if item is not None)
     return value

@@ -6,7 +6,7 @@ import os
 import types
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,7 +115,8 @@ def load_exported(source: Path, class_name: str) -> nn.Module:
     module = types.ModuleType("morphir_exported")
     module.__file__ = str(source)
     with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
-        exec(compile(source.read_text(encoding="utf-8"), str(source), "exec"), module.__dict__)
+        code = compile(source.read_text(encoding="utf-8"), str(source), "exec", dont_inherit=True)
+        exec(code, module.__dict__)
         return cast("nn.Module", getattr(module, class_name)())
 
 
@@ -161,7 +162,9 @@ def _check_outputs(wanted: object, found: object) -> None:
 
 
 def _plain(value: object) -> object:
-    """Returns fx's immutable collections as plain ones, so that structures compare."""
+    """Returns fx's immutable collections, and records, as plain collections, so that structures compare."""
+    if is_dataclass(value) and not isinstance(value, (Mapping, type)):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in cast("Mapping[object, object]", value).items()}
     if isinstance(value, (list, tuple)):

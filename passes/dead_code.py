@@ -1,8 +1,8 @@
 """``EliminateDeadCode``: removes nodes whose value nothing reads.
 
-A node goes only if it cannot do anything else: in-place methods, assignments, guards, and modules with state (a
-batch norm in training mode writes its running statistics) stay. Parameters stay too, so that the ``state_dict`` keys are
-the model's.
+A node goes only if it cannot do anything else: in-place methods, assignments, guards, and modules with state
+(a batch norm in training mode writes its running statistics) stay. Parameters stay too, so that the
+``state_dict`` keys are the model's.
 """
 
 from __future__ import annotations

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import fx
 from torch.fx.node import Node, map_arg
 
+from exporters.outputs import record_fields
 from exporters.source.calls import Scope, under
 from exporters.source.functions import AUGMENTED, INFIX, PREFIX, function_name, parameters
+from exporters.source.records import is_dict_record
 from exporters.source.template import Argument, Call, Hole, Piece, Ref, Template
 from morphir.ir.guards import guard
 
@@ -252,6 +254,8 @@ def _call_function(writer: _Writer, node: fx.Node) -> Template:
     target, args = node.target, node.args
     if target is guard:
         return _guard(writer, node)
+    if is_dict_record(node):
+        return writer.value({key: item for key, item in record_fields(node).items() if item is not None})
     if target is operator.getitem:
         return (*writer.operand(args[0]), "[", *_index(writer, args[1]), "]")
     if target is getattr and len(args) == 2:

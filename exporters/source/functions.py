@@ -15,6 +15,7 @@ from torch import fx
 from torch._jit_internal import boolean_dispatched  # pyright: ignore[reportUnknownVariableType]
 from torch._ops import OpOverload, OpOverloadPacket
 
+from exporters.outputs import makes_record
 from exporters.source.helpers import full_name, helper_for
 from exporters.source.template import Hole
 from morphir.errors import ExportError
@@ -103,6 +104,8 @@ def function_name(node: fx.Node) -> str:
     name = getattr(target, "__name__", "")
     if name and inspect.getattr_static(torch.Tensor, name, None) is target:
         return f"torch.Tensor.{name}"
+    if makes_record(node):
+        return name
     helper = helper_for(node)
     if helper is not None:
         return helper.__name__

@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from exporters.source.bodies import Body, write_body, write_root
 from exporters.source.calls import Scope, call_tree, settle
@@ -15,8 +16,9 @@ from exporters.source.classes import Blueprint, ClassDefinition, share
 from exporters.source.helpers import helper_sources
 from exporters.source.layers import construction, is_layer
 from exporters.source.modules import ModuleTree, is_attribute
+from exporters.source.records import record_sources
 from exporters.source.template import Argument, Call, Hole, Piece, Template, render
-from morphir.errors import ExportError
+from morphir.errors import ExportError, TargetLimitError
 from morphir.ir.graph import Graph
 from morphir.ir.source import source_of
 
@@ -48,7 +50,7 @@ def program(graph: Graph, class_name: str) -> Program:
     settle(root, lambda scope: _is_writable(tree, scope))
     writer = _Writer(tree, root, class_name)
     taken: Counter[str] = Counter(dict.fromkeys(("torch", "nn", "F", "math", "operator", "load"), 1))
-    helpers = helper_sources(graph.graph)
+    helpers = {**record_sources(graph.graph.nodes), **helper_sources(graph.graph)}
     taken.update(helpers.keys())
     definitions: list[ClassDefinition] = []
     for level in tree.classes():
@@ -62,20 +64,29 @@ def _check_modules(tree: ModuleTree, graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.name in tree.graph.opaque:
             call = tree.graph.opaque[node.name]
-            raise ExportError(
-                f"{tree.type_name(call.path)} at {call.path!r} could not be traced ({call.failure.reason}), and "
-                f"exported source cannot hold it",
+            raise TargetLimitError(
+                f"{tree.type_name(call.path)} at {call.path!r} could not be traced ({call.failure.reason}), "
+                "and exported source cannot hold it",
                 node=node.name,
                 source=call.failure.source,
                 hint="write it so that torch.fx can trace it; ONNX export may still pass",
             )
-        if node.op == "call_module" and not is_layer(graph_module := tree.modules[str(node.target)]):
-            raise ExportError(
-                f"{type(graph_module).__name__} at {node.target!r} is not a layer of torch.nn",
+        if node.op != "call_module" or is_layer(module := tree.modules[str(node.target)]):
+            continue
+        if is_parametrized(module):
+            raise TargetLimitError(
+                f"{type(module).__name__} at {node.target!r} computes its weight from other parameters, and "
+                "exported source cannot hold it",
                 node=node.name,
                 source=source_of(node),
-                hint="morphir.trace looks into modules outside torch.nn; trace the model with it",
+                hint="fold it into the weight first: torch.nn.utils.parametrize.remove_parametrizations",
             )
+        raise ExportError(
+            f"{type(module).__name__} at {node.target!r} is not a layer of torch.nn",
+            node=node.name,
+            source=source_of(node),
+            hint="morphir.trace looks into modules outside torch.nn; trace the model with it",
+        )
 
 
 def _is_writable(tree: ModuleTree, scope: Scope) -> bool:

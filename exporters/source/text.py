@@ -59,6 +59,10 @@ def _imports(code: str) -> str:
     standard = [f"import {module}" for module in ("math", "operator") if f"{module}." in code]
     if "OrderedDict(" in code:
         standard.append("from collections import OrderedDict")
+    if "@dataclass" in code:
+        standard.append("from dataclasses import dataclass")
+    if "(NamedTuple)" in code:
+        standard.append("from typing import NamedTuple")
     torch = ["import torch"] if "torch." in code else []
     functional = ["import torch.nn.functional as F"] if "F." in code else []
     own = "\n".join([*torch, *functional, "from torch import nn"])

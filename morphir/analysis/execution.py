@@ -183,7 +183,7 @@ _FIXED = "input:"
 
 
 def fixed_key(node: str, position: int) -> str:
-    """Returns the key of the axes of a tensor from outside, of a model input or of what an opaque module returns.
+    """Returns the key of a tensor from outside: a model input, or what an opaque module returns.
 
     No ``state_dict`` key has this form.
     """

@@ -2,7 +2,7 @@
 
 ``h.view(h.size(0), -1)`` follows any rewrite; ``h * h.size(1) ** -0.5`` computes another function of another
 number of channels. Every size is followed from where it is read; what shapes a tensor may take it, anything
-else freezes the channels that it counts. So does control flow that asks for a count: a guard holds the program to it.
+else freezes the channels that it counts. So does control flow that asks for a count, which a guard holds.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def follow_sizes(node: fx.Node, labelled: Labelled, sizes: Sizes, facts: Facts) 
 
 
 def _follow_guard(node: fx.Node, sizes: Sizes, facts: Facts) -> None:
-    """Freezes the channels whose number the program's path hangs on; equal numbers are tied, and stay equal."""
+    """Freezes the channels whose number the program's path hangs on; equal numbers are tied instead."""
     question = node.args[1] if node.target is guard else "truth"
     if question not in {"truth", "value"} or not isinstance(node.args[0], fx.Node):
         return
@@ -78,7 +78,7 @@ def _follow_guard(node: fx.Node, sizes: Sizes, facts: Facts) -> None:
 
 
 def _equal_counts(node: fx.Node, sizes: Sizes) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Returns what to tie for ``a.shape == b.shape`` to hold on; nothing where the guard says anything else."""
+    """Returns what to tie for ``a.shape == b.shape`` to hold on; nothing where the guard says otherwise."""
     compared, expected = cast("fx.Node", node.args[0]), node.args[2] if node.target is guard else True
     if (compared.target, expected) not in {(operator.eq, True), (operator.ne, False)}:
         return []

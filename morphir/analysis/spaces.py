@@ -88,8 +88,8 @@ def _warn_of_opaque(graph: Graph) -> None:
     for path, failure in {call.path: call.failure for call in graph.opaque.values()}.items():
         where = "" if failure.source is None else f" ({failure.source})"
         warnings.warn(
-            f"{graph.module_types[path]} at {path!r} cannot be traced and is kept whole, its channels frozen: "
-            f"{failure.reason}{where}",
+            f"{graph.module_types[path]} at {path!r} cannot be traced and is kept whole, the channels at its "
+            f"boundary frozen: {failure.reason}{where}",
             MorphirWarning,
             stacklevel=3,
         )

@@ -53,6 +53,11 @@ _TIES = (
         "{node} lays the channels out along several dimensions: those of the same inner index go together",
     ),
     Code(
+        "equal-counts",
+        "tie",
+        "the program compares their numbers at {node}, and takes the path for equal ones",
+    ),
+    Code(
         "equal-chunks",
         "tie",
         "{node} cuts equal chunks: channels of the same place in their chunks go together",
@@ -133,8 +138,8 @@ _FROZEN = (
     Code(
         "opaque-module",
         "frozen",
-        "{node} is a module that mixes channels several times inside",
-        "write the module as one that calls a layer for each product, which fx can trace into",
+        "{node} is a module that is kept whole: it cannot be traced, or mixes channels several times inside",
+        "write it so that fx can trace into it: no control flow on tensor values, a layer for each product",
     ),
     Code(
         "no-channels",
@@ -195,6 +200,12 @@ _FROZEN = (
         "frozen",
         "the number of channels is used as a value at {node}, so that one more of them changes the function",
         "compute the value in __init__, and keep it as a number of the module's",
+    ),
+    Code(
+        "looked-up",
+        "frozen",
+        "an entry that {node} looks up by its number",
+        "nothing: the model's inputs hold these numbers",
     ),
     Code(
         "in-place-write",

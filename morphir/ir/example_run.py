@@ -1,18 +1,19 @@
 """What the values of a program under trace are on the example inputs: shapes, flags, numbers.
 
-Nothing runs until a value is asked for; then the nodes traced so far run once, on fake tensors. A module that cannot
-run on these (an opaque one) runs for real, within the model, and is known by the shapes of what it returned.
+Nothing runs until a value is asked for; then the nodes traced so far run once, on fake tensors. A module that
+cannot run on these (an opaque one) runs for real, within the model, and is known by what it returned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from morphir.ir.quiet import failing_quietly, fixed_randomness
@@ -37,7 +38,7 @@ class ExampleRun:
     """
 
     def __init__(
-        self, root: nn.Module, inputs: Mapping[str, Any], call: Any, opaque: Collection[str]
+        self, root: nn.Module, inputs: Mapping[str, Any], call: Callable[[], Any], opaque: Collection[str]
     ) -> None:
         self.root = root
         self.inputs = inputs
@@ -75,11 +76,12 @@ class ExampleRun:
     def _advance(self, until: fx.Node) -> None:
         with self._evaluating(), torch.no_grad(), failing_quietly():
             while self._last is not until:
-                self._last = next(iter(until.graph.nodes)) if self._last is None else self._last.next
+                node = next(iter(until.graph.nodes)) if self._last is None else self._last.next
                 try:
-                    self._values[self._last] = self._run(self._last)
+                    self._values[node] = self._run(node)
                 except Exception as error:
-                    self._values[self._last] = Unknown(str(error))
+                    self._values[node] = Unknown(str(error))
+                self._last = node
 
     @contextmanager
     def _evaluating(self) -> Generator[None]:
@@ -92,7 +94,7 @@ class ExampleRun:
     def _run(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
             return self._faked(self.inputs[str(node.target)])
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._known)
+        args, kwargs = cast("tuple[Any, Any]", map_arg((node.args, node.kwargs), self._known))
         if node.op == "get_attr":
             return self._faked(_attribute(self.root, str(node.target)))
         if node.op == "call_module":
@@ -100,7 +102,7 @@ class ExampleRun:
         with self._mode:
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+            return cast("Callable[..., Any]", node.target)(*args, **kwargs)
 
     def _known(self, node: fx.Node) -> Any:
         value = self._values[node]

@@ -1,7 +1,7 @@
 """Guards: what the traced program took for granted about its inputs' shapes, checked whenever it runs.
 
-Where the model's control flow asks a shape (``if x.shape[2] % 2``), the trace follows the answer that the example
-inputs give, and a node ``guard(value, question, expected, ...)`` in the program holds every later input to it.
+Where the model's control flow asks a shape (``if x.shape[2] % 2``), the trace follows the answer that the
+example inputs give, and a node ``guard(value, question, expected, ...)`` holds every later input to it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import fx
+from torch.fx.node import has_side_effect
 
 from morphir.errors import GuardError
 
@@ -25,14 +26,25 @@ _ANSWERS: Mapping[str, Callable[[Any], Any]] = {
 }
 _FORMS: Mapping[str, str] = {"length": "len({})", "keys": "list({})", "none": "{} is None"}
 _SYMBOLS: Mapping[object, str] = {
-    **{operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/"},
-    **{operator.floordiv: "//", operator.mod: "%", operator.pow: "**"},
-    **{operator.eq: "==", operator.ne: "!=", operator.lt: "<", operator.le: "<="},
-    **{operator.gt: ">", operator.ge: ">="},
+    getattr(operator, name): symbol
+    for name, symbol in {
+        "add": "+",
+        "sub": "-",
+        "mul": "*",
+        "truediv": "/",
+        "floordiv": "//",
+        "mod": "%",
+        "pow": "**",
+        "eq": "==",
+        "ne": "!=",
+        "lt": "<",
+        "le": "<=",
+        "gt": ">",
+        "ge": ">=",
+    }.items()
 }
 
 
-@fx.node.has_side_effect
 def guard(value: object, question: str, expected: object, text: str, where: str | None = None) -> None:
     """Raises :class:`GuardError` where the program meets another value than the one that it was traced for.
 
@@ -51,6 +63,9 @@ def guard(value: object, question: str, expected: object, text: str, where: str 
             source=where,
             hint=_HINT,
         )
+
+
+has_side_effect(guard)
 
 
 def answer(value: object, question: str) -> object:

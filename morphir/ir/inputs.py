@@ -43,19 +43,16 @@ class ExampleInputs:
     @staticmethod
     def of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExampleInputs:
         """Describes actual inputs."""
-
         args, kwargs = map_leaves(TensorSpec.of, (args, dict(kwargs)))
         return ExampleInputs(args, kwargs)
 
     def materialise(self, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns uninitialised inputs of this structure (inside a fake mode: fake ones)."""
-
         made = map_leaves(lambda spec: spec.empty(device), (self.args, dict(self.kwargs)), TensorSpec)
         return cast("tuple[tuple[Any, ...], dict[str, Any]]", made)
 
     def in_dtype(self, dtype: torch.dtype) -> ExampleInputs:
         """Returns the same structure with floating tensors of another dtype."""
-
         tree = (self.args, dict(self.kwargs))
         args, kwargs = map_leaves(lambda spec: spec.in_dtype(dtype), tree, TensorSpec)
         return ExampleInputs(args, kwargs)

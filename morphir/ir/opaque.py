@@ -1,4 +1,4 @@
-"""Opaque calls: modules that cannot be traced, kept whole, and known by what they return on the example inputs."""
+"""Opaque calls: modules that cannot be traced, known by what they return on the example inputs."""
 
 from __future__ import annotations
 

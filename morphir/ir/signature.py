@@ -53,7 +53,7 @@ class Signature:
         return _expanded(parameters, bound.arguments)
 
     def arguments(self, found: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Returns positional and keyword arguments of the forward function, made of what each name stands for."""
+        """Returns the forward function's positional and keyword arguments, from what each name stands for."""
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         skipped = False
@@ -81,7 +81,7 @@ class Signature:
 
 
 def _own_parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
-    """Returns the forward function's parameters without ``self``, which a wrapper may take among ``*args``."""
+    """Returns the forward parameters without ``self``, which a wrapper may take among ``*args``."""
     try:
         parameters = dict(inspect.signature(type(model).forward).parameters)
     except (AttributeError, TypeError, ValueError) as error:
@@ -108,7 +108,7 @@ def _expanded(parameters: Mapping[str, inspect.Parameter], given: Mapping[str, A
         else:
             default = () if parameter.default is _Parameter.empty else (parameter.default,)
             placeholders[name] = default
-            values[name] = given[name] if name in given else parameter.default
+            values[name] = given.get(name, parameter.default)
             continue
         extra[name] = tuple(items)
         placeholders |= dict.fromkeys(items, ())
@@ -120,7 +120,7 @@ def _expanded(parameters: Mapping[str, inspect.Parameter], given: Mapping[str, A
 def _ordered(
     placeholders: Mapping[str, tuple[Any, ...]], given: Mapping[str, Any]
 ) -> dict[str, tuple[Any, ...]]:
-    """Drops the defaults, and what the example inputs leave at its default, before the last required input."""
+    """Drops defaults, and inputs left at theirs, where an input without one comes later."""
     names = list(placeholders)
     last = max((at for at, name in enumerate(names) if not placeholders[name]), default=-1)
     early = set(names[: last + 1])

@@ -5,8 +5,8 @@ The program is traced once in each mode. Where the two traces differ only in boo
 read of the graph's own ``training`` flag, so that ``graph.train()`` and ``graph.eval()`` mean what they mean
 on the model.
 
-What the example inputs decide is held in the program by guards (:mod:`morphir.ir.guards`); a module that cannot be
-traced is kept whole (:mod:`morphir.ir.opaque`).
+What the example inputs decide is held in the program by guards (:mod:`morphir.ir.guards`); a module that
+cannot be traced is kept whole (:mod:`morphir.ir.opaque`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Findings:
 
     Attributes:
         failures: Path of each module to keep whole, to why.
-        constants: Type of each module that the model holds out of sight of ``nn.Module``, to the line that calls it.
+        constants: Type of each module that the model holds out of sight of ``nn.Module``, to the line that
+            calls it.
     """
 
     failures: dict[str, Failure]
@@ -51,8 +52,8 @@ class Findings:
         for name, source in self.constants.items():
             where = "" if source is None else f" ({source})"
             warnings.warn(
-                f"the model calls a {name} that it holds in no nn.Module attribute{where}; its parameters are "
-                f"constants, as they are for the model's own parameters() and state_dict()",
+                f"the model calls a {name} that it holds in no nn.Module attribute{where}; its parameters "
+                "are constants, as they are for the model's own parameters() and state_dict()",
                 MorphirWarning,
                 stacklevel=4,
             )
@@ -224,10 +225,11 @@ def _check_runs(
             return outputs, runner.opaque
     except Exception as error:
         node = runner.current
+        is_opaque = node is not None and str(node.target) in failures
         raise TraceError(
             f"the model fails on the example inputs: {error}",
             node=None if node is None else node.name,
-            source=None if node is None else node.meta.get("source"),
+            source=failing_user_line(error.__traceback__) if is_opaque else node and node.meta.get("source"),
             hint="check the example inputs' shapes, dtypes and device",
         ) from error
 

@@ -140,6 +140,18 @@ def matmul_with_bias(op: Operation, facts: Facts) -> Outcome:
     return outcome
 
 
+@rule("embedding")
+def embedding(op: Operation, facts: Facts) -> Outcome:
+    """A linear layer over one-hot inputs: a value, not a channel, says which row of the kernel is read."""
+    weight, last = op.args[0], op.result.dim() - 1
+    rows = channel_vector(op.layers_of(weight), 1, facts, op.node)
+    columns = channel_vector(op.layers_of(weight), 0, facts, op.node)
+    if rows is None or columns is None:
+        return Outcome([(op.result, ())])
+    facts.restrict((columns,), "frozen", "looked-up", "an entry that is looked up by its number", op.node)
+    return Outcome([(op.result, along(rows, last, op.result.shape))], _use(op, weight, rows, columns, facts))
+
+
 @rule("linear")
 def linear(op: Operation, facts: Facts) -> Outcome:
     """A linear layer that the backend does not decompose."""

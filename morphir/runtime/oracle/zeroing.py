@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -76,7 +76,9 @@ def _mode(graph: Graph, training: bool) -> Generator[None]:
 @contextmanager
 def _own_buffers(graph: Graph) -> Generator[None]:
     """Lets a run write to copies of the buffers, as batch norms do in train mode."""
-    tables = [module._buffers for module in graph.modules()]  # pyright: ignore[reportPrivateUsage]
+    every = (module._buffers for module in graph.modules())  # pyright: ignore[reportPrivateUsage]
+    # A ScriptModule's are no table of Python's, and stay.
+    tables = [table for table in every if isinstance(cast("object", table), dict)]
     originals = [dict(table) for table in tables]
     copies = {id(tensor): _cloned(tensor) for table in originals for tensor in table.values()}
     for table in tables:

@@ -1,0 +1,81 @@
+"""Proxies that answer Python's questions about shapes: ``int``, ``len``, ``range``, unpacking.
+
+fx's own raise on each. What the answer is, and what holds later inputs to it, is the tracer's business
+(:mod:`morphir.ir.questions`).
+"""
+
+from __future__ import annotations
+
+import dis
+import operator
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, Protocol, cast
+
+from torch import fx
+from torch.fx import proxy as fx_proxy
+
+_UNPACK = dis.opmap["UNPACK_SEQUENCE"]
+
+
+class Answers(Protocol):
+    """What a proxy asks its tracer."""
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Answers ``for item in value``."""
+        ...
+
+    def unpack(self, obj: fx.Proxy, count: int) -> Iterator[Any]:
+        """Answers ``a, b = value``."""
+        ...
+
+    def length(self, obj: fx.Proxy) -> int:
+        """Answers ``len(value)``."""
+        ...
+
+    def number(self, obj: fx.Proxy, peeking: FrameType | None = None) -> float:
+        """Answers ``int(value)`` and the like."""
+        ...
+
+
+class Proxy(fx.Proxy):
+    """A traced value that answers what the example inputs tell about its shape."""
+
+    @property
+    def _answers(self) -> Answers:
+        return cast("Answers", self.tracer)
+
+    def __getattr__(self, k: str) -> fx_proxy.Attribute:
+        return _Attribute(self, k)
+
+    def __iter__(self) -> Iterator[Any]:
+        count = _unpacked(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
+        return self._answers.iter(self) if count is None else self._answers.unpack(self, count)
+
+    def __len__(self) -> int:
+        return self._answers.length(self)
+
+    def __int__(self) -> int:
+        return int(self._answers.number(self))
+
+    def __float__(self) -> float:
+        return float(self._answers.number(self))
+
+    def __round__(self, digits: int | None = None) -> float:
+        return round(self._answers.number(self), digits)
+
+    def __index__(self) -> int:
+        # torch's argument parser asks too, and may well record the number instead.
+        found = self._answers.number(self, sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
+        return operator.index(cast("int", found))
+
+
+class _Attribute(Proxy, fx_proxy.Attribute):
+    """An attribute of a traced value."""
+
+
+def _unpacked(frame: FrameType) -> int | None:
+    """Returns how many names the running instruction unpacks a value into; None where it does not."""
+    code, at = frame.f_code.co_code, frame.f_lasti
+    return code[at + 1] if code[at] == _UNPACK else None

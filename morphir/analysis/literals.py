@@ -361,6 +361,8 @@ def module_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) 
         return _conv_attributes(module, shapes["weight"])
     if isinstance(module, nn.Linear):
         return {"out_features": shapes["weight"][0], "in_features": shapes["weight"][1]}
+    if isinstance(module, nn.Embedding):
+        return {"num_embeddings": shapes["weight"][0], "embedding_dim": shapes["weight"][1]}
     if isinstance(module, Norm):
         key = next((k for k in ("weight", "running_mean") if k in shapes), None)
         return {} if key is None else {"num_features": shapes[key][0]}

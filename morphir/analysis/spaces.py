@@ -29,7 +29,7 @@ from morphir.ir.channels import (
     Verdict,
 )
 from morphir.ir.graph import Graph
-from morphir.ir.opaque import Failure
+from morphir.ir.opaque import Failure, innermost_module, values_reason
 from morphir.ir.source import source_of
 from morphir.ir.trace import ExampleArgument, trace_program
 
@@ -68,12 +68,10 @@ def _keep_whole(graph: Graph, error: AnalysisError, whole: dict[str, Failure]) -
     """
     if error.node is None:
         raise error
-    node = graph.node(error.node)
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    path = str(node.target) if node.op == "call_module" else (str(stack[-1][0]) if stack else "")
-    reason = str(error.__cause__).strip().splitlines()[0]
-    if isinstance(error.__cause__, (DataDependentOutputException, DynamicOutputShapeException)):
-        reason = f"a shape or a number depends on tensor values there ({reason})"
+    node, cause = graph.node(error.node), error.__cause__ or error
+    path, reason = innermost_module(node), str(cause).strip().split("\n", 1)[0]
+    if isinstance(cause, (DataDependentOutputException, DynamicOutputShapeException)):
+        reason = values_reason(cause)
     if not path or path in whole:
         raise TraceError(
             f"the analysis cannot follow the model on shapes alone: {reason}",

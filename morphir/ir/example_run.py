@@ -16,12 +16,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from morphir.errors import MorphirError, TraceError
 from morphir.ir.quiet import failing_quietly, fixed_randomness
+from morphir.ir.source import failing_user_line
 from morphir.ir.state import evaluation_mode
 
 
 class Unknown(Exception):
-    """The example inputs' shapes alone do not tell this value."""
+    """The example inputs' shapes alone do not tell this value.
+
+    Attributes:
+        node: The node that shapes do not pass.
+    """
+
+    def __init__(self, message: str, node: fx.Node) -> None:
+        super().__init__(message)
+        self.node = node
 
 
 class ExampleRun:
@@ -49,6 +59,7 @@ class ExampleRun:
         self._values: dict[fx.Node, Any] = {}
         self._last: fx.Node | None = None
         self._returned: dict[str, list[Any]] = {}
+        self._noted: list[tuple[nn.Module, Any]] | None = None
 
     def value(self, node: fx.Node) -> Any:
         """Returns a node's value; tensors are fake.
@@ -71,7 +82,8 @@ class ExampleRun:
             last: The last of these.
         """
         self._values = {node: value for node, value in self._values.items() if node in left}
-        self._last = self._last if self._last in left else last
+        if self._last is not None and self._last not in left:
+            self._last = last
 
     def _advance(self, until: fx.Node) -> None:
         with self._evaluating(), torch.no_grad(), failing_quietly():
@@ -79,8 +91,12 @@ class ExampleRun:
                 node = next(iter(until.graph.nodes)) if self._last is None else self._last.next
                 try:
                     self._values[node] = self._run(node)
+                except MorphirError:
+                    raise
+                except Unknown as error:
+                    self._values[node] = error
                 except Exception as error:
-                    self._values[node] = Unknown(str(error))
+                    self._values[node] = Unknown(str(error), node)
                 self._last = node
 
     @contextmanager
@@ -134,15 +150,26 @@ class ExampleRun:
         return self._returned[path]
 
     def _run_model(self, path: str) -> list[Any]:
-        found: list[Any] = []
-        module = self.root.get_submodule(path)
-        hook = module.register_forward_hook(lambda module, args, result: found.append(result))
+        noted: list[tuple[nn.Module, Any]] = []
+        self._noted = noted
         try:
             with evaluation_mode(self.root), fixed_randomness():
                 self.call()
+        except Exception as error:
+            raise TraceError(
+                f"the model fails on the example inputs: {error}",
+                source=failing_user_line(error.__traceback__),
+                hint="check the example inputs' shapes, dtypes and device",
+            ) from error
         finally:
-            hook.remove()
-        return found
+            self._noted = None
+        module = self.root.get_submodule(path)
+        return [result for called, result in noted if called is module]
+
+    def note(self, module: nn.Module, result: Any) -> None:
+        """Takes down what a module returned, while the model runs."""
+        if self._noted is not None:
+            self._noted.append((module, result))
 
 
 def _attribute(root: nn.Module, path: str) -> Any:

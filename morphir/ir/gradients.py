@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
@@ -63,7 +63,7 @@ def refused_custom_gradients() -> Generator[None]:
     def apply(cls: type[Any], *args: Any, **kwargs: Any) -> Any:
         if not cls.__module__.startswith("torch.") and any(isinstance(arg, fx.Proxy) for arg in args):
             raise fx_proxy.TraceError(f"{cls.__name__} has a gradient of its own, which a trace cannot hold")
-        return cast("Callable[..., Any]", original.__func__)(cls, *args, **kwargs)
+        return original.__get__(None, cls)(*args, **kwargs)
 
     function.apply = classmethod(apply)
     try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -19,6 +20,20 @@ class Failure:
 
     reason: str
     source: SourceLocation | None
+
+
+def innermost_module(node: fx.Node) -> str:
+    """Returns the path of the innermost module that a node was traced in; empty for the model itself."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = list(cast("Mapping[str, tuple[str, object]]", node.meta.get("nn_module_stack", {})).values())
+    return stack[-1][0] if stack else ""
+
+
+def values_reason(error: BaseException) -> str:
+    """Returns why shapes alone do not pass a node."""
+    lines = str(error).strip().splitlines()
+    return f"a shape or a number depends on tensor values ({lines[0] if lines else type(error).__name__})"
 
 
 @dataclass(frozen=True)

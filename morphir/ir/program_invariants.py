@@ -91,6 +91,10 @@ def _linear_shapes(module: Any) -> Shapes:
     return {"weight": (module.out_features, module.in_features), "bias": (module.out_features,)}
 
 
+def _embedding_shapes(module: Any) -> Shapes:
+    return {"weight": (module.num_embeddings, module.embedding_dim)}
+
+
 def _layer_norm_shapes(module: Any) -> Shapes:
     return {name: tuple(module.normalized_shape) for name in ("weight", "bias")}
 
@@ -101,6 +105,7 @@ _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 SHAPES: Mapping[tuple[type[nn.Module], ...], Callable[[Any], Shapes]] = {
     _CONVOLUTIONS: _convolution_shapes,
     (nn.Linear,): _linear_shapes,
+    (nn.Embedding,): _embedding_shapes,
     (*_BATCH_NORMS, *_INSTANCE_NORMS): _vector_shapes("num_features"),
     (nn.GroupNorm,): _vector_shapes("num_channels"),
     (nn.LayerNorm, nn.RMSNorm): _layer_norm_shapes,

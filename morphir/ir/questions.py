@@ -170,10 +170,14 @@ class Questions(fx.Tracer):
                 if not node.users and is_size(node):
                     program.erase_node(node)
 
+    def on_unknown(self, error: Unknown) -> None:
+        """Is called before a question is refused."""
+
     def _value(self, obj: fx.Proxy) -> Any:
         try:
             return self.example.value(obj.node)
         except Unknown as error:
+            self.on_unknown(error)
             raise fx_proxy.TraceError(
                 f"symbolically traced variables cannot be used as inputs to control flow ({error})"
             ) from error

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from morphir.ir.quiet import fixed_randomness
 from morphir.ir.signature import Signature, cloned
 from morphir.ir.source import SourceLocation, failing_user_line
 from morphir.ir.state import evaluation_mode, restore_modes, submodules, training_modes
-from morphir.ir.tracer import Tracer
+from morphir.ir.tracer import StartAgain, Tracer
 from morphir.ir.values import leaves
 
 ExampleArgument = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -171,10 +172,11 @@ def _trace_once(root: nn.Module, signature: Signature, findings: Findings) -> fx
     try:
         while True:
             tracer = Tracer(signature, findings.failures)
-            program = tracer.trace(root)
-            findings.constants.update(tracer.constants)
-            if not tracer.failures:
-                return program
+            with suppress(StartAgain):
+                program = tracer.trace(root)
+                findings.constants.update(tracer.constants)
+                if not tracer.failures:
+                    return program
             findings.failures.update(tracer.failures)
     except MorphirError:
         raise

@@ -14,18 +14,23 @@ import torch
 from torch import fx, nn
 from torch.fx import proxy as fx_proxy
 
+from morphir.errors import MorphirError
 from morphir.ir.example_run import ExampleRun, Unknown
 from morphir.ir.gradients import detach_ungraded, refused_custom_gradients
-from morphir.ir.opaque import Failure
+from morphir.ir.opaque import Failure, innermost_module, values_reason
 from morphir.ir.questions import Questions
 from morphir.ir.signature import Signature
-from morphir.ir.source import SourceLocation, calling_user_line, failing_user_line
+from morphir.ir.source import SourceLocation, calling_user_line, failing_user_line, source_of
 
 _FACTORIES: tuple[Callable[..., Any], ...] = (
     *(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn, torch.randint),
     *(torch.randperm, torch.arange, torch.linspace, torch.logspace, torch.eye, torch.tensor),
 )
 """Functions that take sizes and no tensor: fx cannot see their calls by the tensors that they get."""
+
+
+class StartAgain(Exception):
+    """A module that was traced has to be kept whole after all."""
 
 
 class Tracer(Questions):
@@ -122,7 +127,9 @@ class Tracer(Questions):
     ) -> Any:
         """Traces into a module, or keeps it whole where that fails."""
         if self.example.running:
-            return forward(*args, **kwargs)
+            result = forward(*args, **kwargs)
+            self.example.note(m, result)
+            return result
         if m not in cast("dict[nn.Module, str]", self.submodule_paths):
             self.constants.setdefault(type(m).__name__, calling_user_line())
             return forward(*args, **kwargs)
@@ -134,11 +141,25 @@ class Tracer(Questions):
             if isinstance(m, torch.jit.ScriptModule):
                 raise fx_proxy.TraceError("a ScriptModule has no Python code to trace")
             return super().call_module(m, forward, args, kwargs)
+        except (StartAgain, MorphirError):
+            raise
         except Exception as error:
             self.failures[path] = Failure(_first_line(error), failing_user_line(error.__traceback__))
             self.opaque.add(path)
             self._roll_back(stack, last)
             return super().call_module(m, forward, args, kwargs)
+
+    def on_unknown(self, error: Unknown) -> None:
+        """Keeps a module whole that was traced, and whose result shapes alone do not tell.
+
+        Raises:
+            StartAgain: if there is such a module, since the program holds its inside.
+        """
+        path = innermost_module(error.node)
+        running = {path for path, _ in self.module_stack.values()}
+        if path and path not in running | self.opaque:
+            self.failures[path] = Failure(values_reason(error), source_of(error.node))
+            raise StartAgain
 
     def _roll_back(self, stack: Mapping[str, Any], last: fx.Node | None) -> None:
         """Forgets what was traced since ``last``."""

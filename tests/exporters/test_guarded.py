@@ -1,16 +1,18 @@
-"""Exports of programs that hold for some shapes alone: the source says so, ONNX keeps the batch free or refuses."""
+"""Exports of programs that hold for some shapes alone: source says so, ONNX keeps the batch free."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from exporters import export_onnx, export_pytorch
-from exporters.pytorch_source import load_exported
+from exporters.pytorch_source import PytorchExport, load_exported
 from morphir.analysis.spaces import trace
 from morphir.errors import TargetLimitError
 from morphir.ir.graph import Graph
@@ -47,6 +49,12 @@ class Guarded(nn.Module):
         return self.head(x).mean((2, 3))
 
 
+def loaded(export: PytorchExport) -> nn.Module:
+    network = load_exported(export.source, export.class_name).eval()
+    network.load_state_dict(load_file(export.weights))
+    return network
+
+
 def grown() -> Graph:
     graph = trace(Guarded().eval(), torch.randn(2, 3, 9, 9))
     transform(graph, [Split("stem", 1)])
@@ -59,12 +67,10 @@ def test_source_refuses_the_shapes_that_the_program_refuses(tmp_path: Path) -> N
     text = export.source.read_text()
     line = Block.forward.__code__.co_firstlineno
     message = f"such inputs take another path at test_guarded.py:{line + 2}"
-    assert f'torch._assert(h % 2 != 0, "{message}")'.replace("h ", "") in text.replace("k ", "").replace(
-        "n ", ""
-    )
+    assert re.search(rf'torch\._assert\(\w+ % 2 != 0, "{re.escape(message)}"\)', text)
     assert 'torch._assert(mask is None, "such inputs take another path through the model")' in text
     assert "morphir" not in text.lower().replace("exported by morphir", "")
-    network = load_exported(export.source, export.class_name).eval()
+    network = loaded(export)
     x = torch.randn(3, 3, 9, 8)
     assert torch.equal(network(x), graph(x))
     with pytest.raises(AssertionError, match="another path at"):
@@ -76,7 +82,7 @@ def test_source_refuses_the_shapes_that_the_program_refuses(tmp_path: Path) -> N
 def test_source_can_be_traced_again_by_anyone(tmp_path: Path) -> None:
     graph = grown()
     export = export_pytorch(graph, tmp_path / "net.py")
-    network = load_exported(export.source, export.class_name).eval()
+    network = loaded(export)
     again = trace(network, torch.randn(2, 3, 9, 9))
     assert {name: space.width for name, space in again.spaces.items()} == {
         name: space.width for name, space in graph.spaces.items()
@@ -91,7 +97,10 @@ def test_source_can_be_traced_again_by_anyone(tmp_path: Path) -> None:
 def test_blocks_with_the_same_questions_share_a_class(tmp_path: Path) -> None:
     graph = trace(Guarded().eval(), torch.randn(2, 3, 9, 9))
     text = export_pytorch(graph, tmp_path / "net.py").source.read_text()
-    assert text.count("class Block") == 2, "one pads, one does not"
+    assert text.count("class Block") == 1
+    graph = trace(Guarded().eval(), torch.randn(2, 3, 9, 4))
+    text = export_pytorch(graph, tmp_path / "net.py").source.read_text()
+    assert text.count("class Block") == 2, "one pools, one does not"
 
 
 def test_onnx_keeps_the_batch_dynamic(tmp_path: Path) -> None:

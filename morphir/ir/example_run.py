@@ -14,12 +14,12 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
-from torch.utils import _pytree as pytree
 
 from morphir.errors import MorphirError, TraceError
 from morphir.ir.quiet import failing_quietly, fixed_randomness
 from morphir.ir.source import failing_user_line
 from morphir.ir.state import evaluation_mode
+from morphir.ir.values import map_leaves
 
 
 class Unknown(Exception):
@@ -127,10 +127,7 @@ class ExampleRun:
         return value
 
     def _faked(self, value: Any) -> Any:
-        def fake(leaf: Any) -> Any:
-            return self._mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf
-
-        return pytree.tree_map(fake, value)
+        return map_leaves(self._mode.from_tensor, value)
 
     def _run_module(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         path = str(node.target)

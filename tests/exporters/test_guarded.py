@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -67,7 +66,7 @@ def test_source_refuses_the_shapes_that_the_program_refuses(tmp_path: Path) -> N
     text = export.source.read_text()
     line = Block.forward.__code__.co_firstlineno
     message = f"such inputs take another path at test_guarded.py:{line + 2}"
-    assert re.search(rf'torch\._assert\(\w+ % 2 != 0, "{re.escape(message)}"\)', text)
+    assert f'torch._assert((x.shape[2:][0] % 2) != 0, "{message}")' in text
     assert 'torch._assert(mask is None, "such inputs take another path through the model")' in text
     assert "morphir" not in text.lower().replace("exported by morphir", "")
     network = loaded(export)

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from morphir.ir.graph import Graph
 from morphir.ir.state import restore_modes, training_modes
 from morphir.ir.trace import keywords_in_order
+from morphir.ir.values import tensors
 from morphir.runtime.oracle.remainder import Remainder, Removed
 
 _DROPOUTS: frozenset[Any] = frozenset(
@@ -60,7 +61,7 @@ def run_deterministic(
     args, kwargs = pytree.tree_map(_cloned, inputs)
     with _mode(graph, training), _own_buffers(graph), _seeded(graph.device, seed), _WithoutDropout():
         outputs = program(*args, **kwargs)
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    return tensors(outputs)
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def _describe_node(node: fx.Node) -> str:
 
 def _operand(argument: object) -> str:
     text = describe(argument)
-    return f"({text})" if " " in text else text
+    return f"({text})" if isinstance(argument, fx.Node) and " " in text else text
 
 
 _SIZE_METHODS = frozenset({"size", "dim", "numel", "nelement"})

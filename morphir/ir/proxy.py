@@ -16,6 +16,8 @@ from typing import Any, Protocol, cast
 from torch import fx
 from torch.fx import proxy as fx_proxy
 
+from morphir.ir.source import is_user_file
+
 _UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 
 
@@ -34,6 +36,10 @@ class Answers(Protocol):
         """Answers ``len(value)``."""
         ...
 
+    def type_of(self, obj: fx.Proxy) -> type | None:
+        """Answers ``isinstance(value, ...)``; None where the type is not known."""
+        ...
+
     def number(self, obj: fx.Proxy, peeking: FrameType | None = None) -> float:
         """Answers ``int(value)`` and the like."""
         ...
@@ -41,6 +47,13 @@ class Answers(Protocol):
 
 class Proxy(fx.Proxy):
     """A traced value that answers what the example inputs tell about its shape."""
+
+    @property
+    def __class__(self) -> type:
+        # What isinstance asks after the type itself. The user means the value; torch means the proxy.
+        if not is_user_file(sys._getframe(1).f_code.co_filename):  # pyright: ignore[reportPrivateUsage]
+            return type(self)
+        return self._answers.type_of(self) or type(self)
 
     @property
     def _answers(self) -> Answers:

@@ -124,6 +124,14 @@ class Questions(fx.Tracer):
             return int(self.number(self.create_proxy("call_method", "size", (obj, 0), {})))
         return cast("int", self.guard(obj, "length"))
 
+    def type_of(self, obj: fx.Proxy) -> type | None:
+        """Answers ``isinstance(value, ...)``; None where shapes alone do not tell."""
+        try:
+            value = self.example.value(obj.node)
+        except Unknown:
+            return None
+        return torch.Tensor if isinstance(value, torch.Tensor) else type(value)
+
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Answers ``for item in value``."""
         value, node = self._value(obj), obj.node

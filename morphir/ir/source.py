@@ -33,7 +33,8 @@ def located(node: str | None, source: object | None) -> str:
     return f" at %{node}{line}" if node else ""
 
 
-def _is_user_file(filename: str) -> bool:
+def is_user_file(filename: str) -> bool:
+    """Whether a file is neither torch's nor the tracer's."""
     return not filename.startswith((*_INTERNAL, "<"))
 
 
@@ -41,7 +42,7 @@ def calling_user_line() -> SourceLocation | None:
     """Returns the innermost line on the stack that is neither torch's nor the tracer's."""
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
-        if _is_user_file(frame.f_code.co_filename):
+        if is_user_file(frame.f_code.co_filename):
             return SourceLocation(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return None
@@ -52,7 +53,7 @@ def failing_user_line(traceback: TracebackType | None) -> SourceLocation | None:
     found: SourceLocation | None = None
     while traceback is not None:
         filename = traceback.tb_frame.f_code.co_filename
-        if _is_user_file(filename):
+        if is_user_file(filename):
             found = SourceLocation(filename, traceback.tb_lineno)
         traceback = traceback.tb_next
     return found

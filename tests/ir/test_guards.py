@@ -311,3 +311,16 @@ def test_models_without_questions_are_traced_as_before() -> None:
         "mean",
         "output",
     ]
+
+
+def test_types_are_those_of_the_values() -> None:
+    def asks(x: Tensor) -> Tensor:
+        pieces = [x] if isinstance(x, Tensor) else x
+        if isinstance(x.shape, tuple) and isinstance(x.shape[1], int) and not isinstance(x, (list, tuple)):
+            return torch.cat(pieces) * 2
+        return -x
+
+    model, graph = traced(asks)
+    assert guards(graph) == []
+    assert agree(model, graph, 3, 3, 4, 5)
+    assert {verdict.kind for verdict in graph.spaces["one"].verdicts} == {"exact"}

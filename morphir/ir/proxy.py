@@ -49,7 +49,7 @@ class Proxy(fx.Proxy):
     """A traced value that answers what the example inputs tell about its shape."""
 
     @property
-    def __class__(self) -> type:
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         # What isinstance asks after the type itself. The user means the value; torch means the proxy.
         if not is_user_file(sys._getframe(1).f_code.co_filename):  # pyright: ignore[reportPrivateUsage]
             return type(self)

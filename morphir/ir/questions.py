@@ -130,7 +130,7 @@ class Questions(fx.Tracer):
             value = self.example.value(obj.node)
         except Unknown:
             return None
-        return torch.Tensor if isinstance(value, torch.Tensor) else type(value)
+        return torch.Tensor if isinstance(value, torch.Tensor) else cast("type", type(value))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Answers ``for item in value``."""

@@ -130,7 +130,8 @@ class Questions(fx.Tracer):
             value = self.example.value(obj.node)
         except Unknown:
             return None
-        return torch.Tensor if isinstance(value, torch.Tensor) else cast("type", type(value))
+        kind: type = type(value)
+        return torch.Tensor if isinstance(value, torch.Tensor) else kind
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Answers ``for item in value``."""

@@ -165,7 +165,7 @@ def _convert(model: Graph, opset: int | None) -> onnx.ModelProto:
     except Exception as error:
         cause = error.__cause__ or error
         # torch may well export a module that cannot be traced; where it does not, nothing is wrong.
-        kind = TargetLimitError if model.opaque else ExportError
+        kind = TargetLimitError if model.opaque_calls else ExportError
         raise kind(
             f"torch.onnx cannot export the graph: {_first_line(cause)}",
             hint="no batch size may be a literal in the program, and each operator needs an ONNX form",

@@ -62,8 +62,8 @@ def program(graph: Graph, class_name: str) -> Program:
 
 def _check_modules(tree: ModuleTree, graph: fx.Graph) -> None:
     for node in graph.nodes:
-        if node.name in tree.graph.opaque:
-            call = tree.graph.opaque[node.name]
+        if node.name in tree.graph.opaque_calls:
+            call = tree.graph.opaque_calls[node.name]
             raise TargetLimitError(
                 f"{tree.type_name(call.path)} at {call.path!r} could not be traced ({call.failure.reason}), "
                 "and exported source cannot hold it",

@@ -107,7 +107,7 @@ class _LabelledInterpreter(fx.Interpreter):
         super().__init__(graph, garbage_collect_values=False)
         self.extra_traceback = False
         self.recorder = recorder
-        self.opaque = graph.opaque
+        self.opaque = graph.opaque_calls
         self.results = results
         self.sizes: Sizes = {}
 
@@ -216,7 +216,7 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
             shape = (shapes or {}).get(key, tuple(tensor.shape))
             fakes_of[key] = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
         args, kwargs = graph.inputs.materialise(device)
-        results = {name: call.materialise(device) for name, call in graph.opaque.items()}
+        results = {name: call.materialise(device) for name, call in graph.opaque_calls.items()}
     axes = AxisLabels.allot(
         {
             **{key: tuple(t.shape) for key, t in fakes_of.items()},

@@ -83,7 +83,7 @@ def _keep_whole(graph: Graph, error: AnalysisError, whole: dict[str, Failure]) -
 
 
 def _warn_of_opaque(graph: Graph) -> None:
-    for path, failure in {call.path: call.failure for call in graph.opaque.values()}.items():
+    for path, failure in {call.path: call.failure for call in graph.opaque_calls.values()}.items():
         where = "" if failure.source is None else f" ({failure.source})"
         warnings.warn(
             f"{graph.module_types[path]} at {path!r} cannot be traced and is kept whole, the channels at its "

@@ -32,13 +32,13 @@ class Graph(fx.GraphModule):
     Attributes:
         inputs: What the example inputs looked like.
         module_types: Module path to the class name in the user's model; ``""`` is the model itself.
-        opaque: Node name to the call of a module that could not be traced and is kept whole.
+        opaque_calls: Node name to the call of a module that could not be traced and is kept whole.
         history: Every rewrite that was applied, oldest first.
     """
 
     inputs: ExampleInputs
     module_types: Mapping[str, str]
-    opaque: Mapping[str, OpaqueCall]
+    opaque_calls: Mapping[str, OpaqueCall]
     history: tuple[Rewrite, ...]
     _channels: ChannelLayer | None
 
@@ -49,7 +49,7 @@ class Graph(fx.GraphModule):
         *,
         inputs: ExampleInputs,
         module_types: Mapping[str, str],
-        opaque: Mapping[str, OpaqueCall] = MappingProxyType({}),
+        opaque_calls: Mapping[str, OpaqueCall] = MappingProxyType({}),
         history: Sequence[Rewrite] = (),
     ) -> None:
         check_names(root, Graph)
@@ -58,7 +58,7 @@ class Graph(fx.GraphModule):
         _keep_persistence(self, root)
         self.inputs = inputs
         self.module_types = MappingProxyType(dict(module_types))
-        self.opaque = MappingProxyType(dict(opaque))
+        self.opaque_calls = MappingProxyType(dict(opaque_calls))
         self.history = tuple(history)
         self._channels = None
         self.train(root.training)
@@ -93,7 +93,9 @@ class Graph(fx.GraphModule):
         if self.dtype is not None and self.dtype != before:
             dtype = self.dtype
             self.inputs = self.inputs.in_dtype(dtype)
-            self.opaque = MappingProxyType({name: c.in_dtype(dtype) for name, c in self.opaque.items()})
+            self.opaque_calls = MappingProxyType(
+                {name: c.in_dtype(dtype) for name, c in self.opaque_calls.items()}
+            )
         return self
 
     def space(self, name: str) -> ChannelSpace:
@@ -131,7 +133,7 @@ class Graph(fx.GraphModule):
             copy.deepcopy(self.graph),
             inputs=self.inputs,
             module_types=self.module_types,
-            opaque=self.opaque,
+            opaque_calls=self.opaque_calls,
             history=self.history,
         )
         clone._channels = self._channels

@@ -130,8 +130,7 @@ class Questions(fx.Tracer):
             value = self.example.value(obj.node)
         except Unknown:
             return None
-        kind: type = type(value)
-        return torch.Tensor if isinstance(value, torch.Tensor) else kind
+        return torch.Tensor if isinstance(value, torch.Tensor) else cast("type[Any]", type(value))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Answers ``for item in value``."""

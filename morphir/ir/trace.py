@@ -92,7 +92,7 @@ def trace_program(
     program, for_evaluation = _trace_both_modes(root, signature, findings)
     module_types = {path: type(module).__name__ for path, module in submodules(model)}
     graph = Graph(root, program, inputs=ExampleInputs.of(args, kwargs), module_types=module_types)
-    outputs, graph.opaque = _check_runs(graph, args, kwargs, findings.failures)
+    outputs, graph.opaque_calls = _check_runs(graph, args, kwargs, findings.failures)
     if for_evaluation:
         _check_outputs(root, outputs, signature)
     findings.warn()

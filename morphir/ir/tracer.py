@@ -131,7 +131,8 @@ class Tracer(Questions):
             self.example.note(m, result)
             return result
         if m not in cast("dict[nn.Module, str]", self.submodule_paths):
-            self.constants.setdefault(type(m).__name__, calling_user_line())
+            if any(True for _ in m.parameters()):
+                self.constants.setdefault(type(m).__name__, calling_user_line())
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):

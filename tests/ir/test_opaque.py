@@ -120,7 +120,7 @@ def test_the_boundary_is_frozen_and_the_rest_is_exact(
 ) -> None:
     model = Net(make()).train(training)
     graph = traced(model, f"at 'middle' cannot be traced.*{reason}")
-    (call,) = graph.opaque.values()
+    (call,) = graph.opaque_calls.values()
     assert call.path == "middle"
     if kind is not None:
         assert str(call.failure.source) == f"test_opaque.py:{kind.forward.__code__.co_firstlineno + line}"

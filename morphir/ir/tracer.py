@@ -94,7 +94,8 @@ class Tracer(Questions):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Makes a node as fx does, and notes where it comes from."""
         node = super().create_node(*args, **kwargs)
-        node.meta.setdefault("source", calling_user_line())
+        if node.op != "output":
+            node.meta.setdefault("source", calling_user_line())
         if not torch.is_grad_enabled():
             self._ungraded.append(node)
         return node

@@ -231,6 +231,8 @@ def test_checks_are_plain_data() -> None:
         "groups": 0,
         "difference": None,
         "detail": "channel of a model output",
+        "code": "",
+        "suggestion": "",
         "node": "conv",
         "source": None,
     }

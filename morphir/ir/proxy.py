@@ -9,6 +9,7 @@ from __future__ import annotations
 import dis
 import operator
 import sys
+from abc import ABCMeta
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Protocol, cast
@@ -18,6 +19,7 @@ from torch.fx import proxy as fx_proxy
 
 from morphir.ir.source import is_user_file
 
+_ABC = ABCMeta.__instancecheck__.__code__.co_filename
 _UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 
 
@@ -50,8 +52,11 @@ class Proxy(fx.Proxy):
 
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # What isinstance asks after the type itself. The user means the value; torch means the proxy.
-        if not is_user_file(sys._getframe(1).f_code.co_filename):  # pyright: ignore[reportPrivateUsage]
+        # What isinstance asks after the type itself. The user means the value, libraries mean the proxy.
+        asking: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+        while asking is not None and asking.f_code.co_filename == _ABC:
+            asking = asking.f_back
+        if asking is None or not is_user_file(asking.f_code.co_filename, standard_library=False):
             return type(self)
         return self._answers.type_of(self) or type(self)
 

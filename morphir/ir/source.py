@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -13,6 +15,7 @@ from torch import fx
 
 _PACKAGE = Path(__file__).parent.parent
 _OWN = tuple(f"{_PACKAGE / part}{os.sep}" for part in ("ir", "analysis", "runtime", "cli"))
+_STANDARD_LIBRARY = frozenset({Path(os.__file__).parent, Path(collections.__file__).parent})
 _INTERNAL = (f"{Path(torch.__file__).parent}{os.sep}", *_OWN)
 
 
@@ -33,8 +36,16 @@ def located(node: str | None, source: object | None) -> str:
     return f" at %{node}{line}" if node else ""
 
 
-def is_user_file(filename: str) -> bool:
-    """Whether a file is neither torch's nor the tracer's."""
+@cache
+def is_user_file(filename: str, *, standard_library: bool = True) -> bool:
+    """Whether a file is neither torch's nor the tracer's.
+
+    Args:
+        filename: The file.
+        standard_library: What to say of a file of Python's own.
+    """
+    if not standard_library and Path(filename).parent in _STANDARD_LIBRARY:
+        return False
     return not filename.startswith((*_INTERNAL, "<"))
 
 

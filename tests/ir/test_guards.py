@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from morphir.analysis.spaces import trace
 from morphir.analysis.verify import verify_channels
 from morphir.errors import GuardError, MorphirError, TraceError
+from morphir.ir.example_run import ExampleRun
 from morphir.ir.graph import Graph
 from morphir.ir.guards import guard
 from morphir.ir.printer import print_graph
@@ -324,3 +325,14 @@ def test_types_are_those_of_the_values() -> None:
     assert guards(graph) == []
     assert agree(model, graph, 3, 3, 4, 5)
     assert {verdict.kind for verdict in graph.spaces["one"].verdicts} == {"exact"}
+
+
+def test_nothing_runs_for_a_model_that_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for fx's own questions about the types of proxies either: they are asked of every argument."""
+
+    def run(self: ExampleRun, node: object) -> None:
+        raise AssertionError(f"{node} is run")
+
+    monkeypatch.setattr(ExampleRun, "value", run)
+    _, graph = traced(lambda x: torch.cat([x, F.relu(x)], 1)[:, ::2] + x.mean((2, 3), keepdim=True))
+    assert guards(graph) == []

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import networkx as nx
 from torch import fx
 
+from morphir.analysis.operands import parameter_nodes
 from morphir.ir.channels import ChannelSpace
 from morphir.ir.graph import Graph, require_graph
 from morphir.ir.source import source_of
@@ -76,13 +77,16 @@ def locality(graph: Graph, space_name: str) -> Locality:
 
 
 def _activation_flow(graph: Graph) -> nx.DiGraph[str]:
-    """Returns who reads whom among the nodes that depend on the model's inputs."""
+    """Returns who reads whom among the nodes that yield more than parameters."""
+    mixing = {producer.node for space in graph.spaces.values() for producer in space.producers}
+    parameters = parameter_nodes(graph.graph, mixing)
     flow: nx.DiGraph[str] = nx.DiGraph()
     for node in graph.graph.nodes:
-        sources = [source.name for source in node.all_input_nodes if source.name in flow]
-        if sources or node.op == "placeholder":
+        if node not in parameters:
             flow.add_node(node.name)
-        flow.add_edges_from((source, node.name) for source in sources)
+            flow.add_edges_from(
+                (source.name, node.name) for source in node.all_input_nodes if source.name in flow
+            )
     return flow
 
 

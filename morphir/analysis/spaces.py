@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from morphir.analysis.coupling import Coupling, couple
 from morphir.analysis.execution import Execution, execute, is_fixed_key
 from morphir.analysis.labels import LabelledValue, Layer
+from morphir.analysis.operands import parameter_nodes
 from morphir.analysis.rules import MixingUse
 from morphir.errors import AnalysisError, MorphirWarning, TraceError
 from morphir.ir.channels import (
@@ -144,10 +145,10 @@ class _Builder:
 
     def __init__(self, graph: Graph, execution: Execution, coupling: Coupling) -> None:
         self.nodes: dict[str, fx.Node] = {node.name: node for node in graph.graph.nodes}
-        self.activations = _activations(graph.graph)
         self.execution = execution
         self.coupling = coupling
         self.uses = list(dict.fromkeys(execution.mixing))
+        self.parameters = parameter_nodes(graph.graph, {use.node for use in self.uses})
         self.rows_of: dict[str, list[MixingUse]] = {}
         self.roots_of = self._name_spaces()
         self.members = _Members.of(execution.axes.total, self.roots_of)
@@ -235,7 +236,7 @@ class _Builder:
 
     def _sources(self, node: str, values: Mapping[str, Sequence[Value]]) -> Iterator[tuple[str, ValueLayout]]:
         for source in self.nodes[node].all_input_nodes:
-            if source in self.activations and len(values[source.name]) == 1:
+            if source not in self.parameters and len(values[source.name]) == 1:
                 for layout in values[source.name][0].layouts:
                     yield source.name, layout
 
@@ -291,15 +292,6 @@ class _Builder:
 
 
 _EXACT = Verdict("exact")
-
-
-def _activations(program: fx.Graph) -> set[fx.Node]:
-    """Returns the nodes that depend on the model's inputs; the others are computed from parameters."""
-    found: set[fx.Node] = set()
-    for node in program.nodes:
-        if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
 
 
 def _unused_name(parameter: str, used: Mapping[str, object]) -> str:

@@ -272,6 +272,22 @@ class Scattered(nn.Module):
         return self.head(functional.silu(self.back(x)).reshape(-1, batch, 6).mean(0))
 
 
+class CoordinateGate(nn.Module):
+    """A gate that linear layers compute from a buffer of coordinates, as swin's position bias is."""
+
+    def __init__(self, layers: int = 1) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(1, 8, 8, 2))
+        hidden = [nn.Linear(2, 5), nn.SiLU()] if layers > 1 else []
+        self.gate = nn.Sequential(*hidden, nn.Linear(5 if hidden else 2, 6))
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = torch.sigmoid(self.gate(self.table)).permute(0, 3, 1, 2)
+        return self.head(functional.silu(self.conv(x) * gate).mean((2, 3)))
+
+
 def _vision_transformer() -> nn.Module:
     model = VisionTransformer(8, 4, 2, num_heads=2, hidden_dim=8, mlp_dim=12, num_classes=CLASSES)
     nn.init.normal_(model.heads.head.weight)
@@ -299,6 +315,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "swin": _swin,
     "sequence-first": SequenceFirst,
     "wrapped": Wrapped,
+    "coordinates": CoordinateGate,
 }
 
 
@@ -322,6 +339,7 @@ def test_samples_that_depend_on_each_other_can_be_learned_from() -> None:
     [
         (lambda: Wrapped(rectified=True), "kernel", "no-learning-rule"),
         (Scattered, "hidden", "scattered-samples"),
+        (lambda: CoordinateGate(layers=2), "gate.0", "scattered-samples"),
     ],
 )
 def test_what_cannot_be_learned_is_refused_with_the_reason(

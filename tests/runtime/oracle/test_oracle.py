@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from morphir.analysis.locality import locality
 from morphir.analysis.spaces import trace
 from morphir.ir.graph import Graph
 from morphir.morphisms.base import Child
@@ -121,6 +122,33 @@ def test_a_prune_of_the_wrong_channel_is_found(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(oracle, "transform", neighbours)
     checks = list(check_graph(seed("vgg19", 4), max_spaces=3, exports=False))
     assert {check.outcome for check in checks if check.check == "prune"} == {"failed", "refused"}
+
+
+class CoordinateBias(nn.Module):
+    """Hidden channels that no model input reaches: a small network over a buffer of coordinates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(1, 6, 6, 2))
+        self.bias = nn.Sequential(nn.Linear(2, 7), nn.ReLU(), nn.Linear(7, 5))
+        self.conv = nn.Conv2d(3, 5, 3, padding=1)
+        self.head = nn.Conv2d(5, 4, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.conv(images) + self.bias(self.table).permute(0, 3, 1, 2)))
+
+
+def test_channels_that_no_input_reaches_are_read_all_the_same() -> None:
+    graph = trace(CoordinateBias(), torch.randn(2, 3, 6, 6))
+    assert [(c.node, c.tensor) for c in graph.space("bias.0").consumers] == [("bias_2", "bias_1")]
+    found = locality(graph, "bias.0")
+    assert (found.y, found.region, found.a, found.z) == (("bias_0",), ("bias_1",), ("bias_1",), ("bias_2",))
+    checks = list(check_graph(graph, exports=False))
+    assert {(c.check, c.space) for c in checks if c.outcome == "ok"} == {
+        *((check, space) for check in ("split", "prune") for space in ("bias.0", "conv")),
+        ("plan", None),
+    }
+    assert not summary(checks)["failed"]
 
 
 def test_random_layers_do_not_disturb() -> None:

@@ -143,7 +143,8 @@ class _Zeroing(fx.Interpreter):
             for consumer in graph.space(name).consumers:
                 found = [at for at, group in enumerate(consumer.groups) if group in groups]
                 key = (consumer.node, consumer.tensor)
-                self.positions.setdefault(key, []).append((consumer.dim, found))
+                if found:
+                    self.positions.setdefault(key, []).append((consumer.dim, found))
 
     def run_node(self, n: fx.Node) -> Any:
         """Runs one node: on partly zeroed copies if it is a consumer, on what is left if it mixes."""

@@ -151,6 +151,32 @@ def test_channels_that_no_input_reaches_are_read_all_the_same() -> None:
     assert not summary(checks)["failed"]
 
 
+class HalfRead(nn.Module):
+    """One convolution reads the second half of a space, the other all of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Conv2d(12, 3, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        stem = torch.relu(self.stem(images))
+        return self.head(torch.cat([stem, torch.relu(self.second(stem[:, 4:]))], 1))
+
+
+def test_a_consumer_may_read_none_of_the_removed_groups() -> None:
+    graph = trace(HalfRead(), torch.randn(2, 3, 6, 6))
+    images = torch.randn(2, 3, 6, 6)
+    found = run_deterministic(
+        zeroed(graph, {"stem": frozenset({1})}), ((images,), {}), training=False, seed=0
+    )
+    with torch.no_grad():
+        graph.get_parameter("stem.weight")[1] = 0
+        graph.get_parameter("stem.bias")[1] = 0
+    assert torch.equal(found[0], graph(images))
+
+
 def test_random_layers_do_not_disturb() -> None:
     graph = trace(Dropping(), torch.zeros(4, 3, 6, 6))
     checks = list(check_graph(graph, exports=False))

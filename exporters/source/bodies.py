@@ -12,10 +12,11 @@ from torch.fx.node import Node, map_arg
 
 from exporters.outputs import record_fields
 from exporters.source.calls import Scope, under
-from exporters.source.functions import AUGMENTED, INFIX, PREFIX, function_name, parameters
+from exporters.source.functions import function_name, parameters
 from exporters.source.records import is_dict_record
 from exporters.source.template import Argument, Call, Hole, Piece, Ref, Template
 from morphir.ir.guards import guard
+from morphir.ir.operators import AUGMENTED, INFIX, PREFIX
 
 Access = Callable[[str, str], str]
 """How source reaches an object: (path of ``self``, path of the object) to ``self.features[0]``."""

@@ -21,51 +21,6 @@ from exporters.source.template import Hole
 from morphir.errors import ExportError
 from morphir.ir.source import source_of
 
-
-def _operators(symbols: Mapping[str, str]) -> Mapping[object, str]:
-    return {getattr(operator, name): symbol for name, symbol in symbols.items()}
-
-
-INFIX = _operators(
-    {
-        "add": "+",
-        "sub": "-",
-        "mul": "*",
-        "truediv": "/",
-        "floordiv": "//",
-        "mod": "%",
-        "pow": "**",
-        "matmul": "@",
-        "and_": "&",
-        "or_": "|",
-        "xor": "^",
-        "lshift": "<<",
-        "rshift": ">>",
-        "eq": "==",
-        "ne": "!=",
-        "lt": "<",
-        "le": "<=",
-        "gt": ">",
-        "ge": ">=",
-    }
-)
-AUGMENTED = _operators(
-    {
-        "iadd": "+=",
-        "isub": "-=",
-        "imul": "*=",
-        "itruediv": "/=",
-        "ifloordiv": "//=",
-        "imod": "%=",
-        "ipow": "**=",
-        "imatmul": "@=",
-        "iand": "&=",
-        "ior": "|=",
-        "ixor": "^=",
-    }
-)
-PREFIX: Mapping[object, str] = {operator.neg: "-", operator.pos: "+", operator.invert: "~"}
-
 _NAMESPACES: tuple[tuple[str, ModuleType], ...] = (
     ("torch", torch),
     ("F", F),

@@ -15,6 +15,7 @@ from torch import fx
 from torch.fx.node import has_side_effect
 
 from morphir.errors import GuardError
+from morphir.ir.operators import INFIX
 
 _HINT = "the model takes another path for such inputs; trace it again with example inputs like these"
 _ANSWERS: Mapping[str, Callable[[Any], Any]] = {
@@ -25,24 +26,6 @@ _ANSWERS: Mapping[str, Callable[[Any], Any]] = {
     "none": lambda value: value is None,
 }
 _FORMS: Mapping[str, str] = {"length": "len({})", "keys": "list({})", "none": "{} is None"}
-_SYMBOLS: Mapping[object, str] = {
-    getattr(operator, name): symbol
-    for name, symbol in {
-        "add": "+",
-        "sub": "-",
-        "mul": "*",
-        "truediv": "/",
-        "floordiv": "//",
-        "mod": "%",
-        "pow": "**",
-        "eq": "==",
-        "ne": "!=",
-        "lt": "<",
-        "le": "<=",
-        "gt": ">",
-        "ge": ">=",
-    }.items()
-}
 
 
 def guard(value: object, question: str, expected: object, text: str, where: str | None = None) -> None:
@@ -105,7 +88,7 @@ def _describe_node(node: fx.Node) -> str:
         return f"{_operand(args[0])}.{args[1]}"
     if target is operator.getitem:
         return f"{_operand(args[0])}[{describe(args[1])}]"
-    return f"{_operand(args[0])} {_SYMBOLS[target]} {_operand(args[1])}"
+    return f"{_operand(args[0])} {INFIX[target]} {_operand(args[1])}"
 
 
 def _operand(argument: object) -> str:
@@ -125,5 +108,5 @@ def is_size(node: fx.Node) -> bool:
         return False
     if node.target is getattr:
         return node.args[1] in _SIZE_ATTRIBUTES
-    arithmetic = node.target is operator.getitem or node.target in _SYMBOLS
+    arithmetic = node.target is operator.getitem or node.target in INFIX
     return arithmetic and bool(node.all_input_nodes) and all(map(is_size, node.all_input_nodes))

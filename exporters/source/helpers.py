@@ -1,15 +1,23 @@
-"""Functions of other libraries that a trace keeps whole, as exported source spells them out.
+"""Functions outside torch that a trace keeps whole, as exported source spells them out.
 
-Their own source is what is exported, so they read nothing but torch and their arguments.
+A library's function whose own source reads more than torch has its equal here.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import fx
+
+from exporters.outputs import makes_record
+from exporters.source.inlining import inlined, refusal
+from exporters.source.public_names import public_name
+from morphir.errors import ExportError
+from morphir.ir.guards import guard
+from morphir.ir.source import source_of
 
 
 @torch.fx.wrap  # a leaf again, when the exported source is traced
@@ -29,35 +37,60 @@ _HELPERS: Mapping[str, Callable[..., torch.Tensor]] = {
 }
 
 
-def full_name(target: object) -> str:
-    """Returns the module and name where a function was defined."""
-    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', target)}"
+def helper_for(node: fx.Node) -> Callable[..., Any] | None:
+    """Returns what stands for a node's function in source, if it is a Python function outside torch.
 
-
-def helper_for(node: fx.Node) -> Callable[..., torch.Tensor] | None:
-    """Returns what stands for a node's function in source, if it is such a function.
-
-    A helper that was exported before, and traced again, stands for itself.
+    A helper that was exported before, and traced again, stands for itself. Guards and records have forms of
+    their own.
     """
-    if node.op != "call_function":
+    target = node.target
+    if target is guard or makes_record(node):
         return None
-    if full_name(node.target) in _HELPERS:
-        return _HELPERS[full_name(node.target)]
-    code = getattr(node.target, "__code__", None)
-    for helper in _HELPERS.values():
-        if code is not None and (code.co_code, code.co_names) == (
-            helper.__code__.co_code,
-            helper.__code__.co_names,
-        ):
+    if node.op != "call_function" or not inspect.isfunction(target) or public_name(target) is not None:
+        return None
+    code = target.__code__
+    for name, helper in _HELPERS.items():
+        own = helper.__code__
+        if name == _full_name(target) or (code.co_code, code.co_names) == (own.co_code, own.co_names):
             return helper
-    return None
+    return target
 
 
 def helper_sources(graph: fx.Graph) -> dict[str, str]:
-    """Returns name and source of every helper that the program needs."""
-    helpers = {helper.__name__: helper for node in graph.nodes if (helper := helper_for(node)) is not None}
-    return {name: _source(helper) for name, helper in sorted(helpers.items())}
+    """Returns name and source of every helper that the program needs, and of what these need.
+
+    Raises:
+        ExportError: if a function cannot be written out, or two have the same name.
+    """
+    leaves: dict[str, str] = {}
+    others: dict[str, str] = {}
+    for node in graph.nodes:
+        helper = helper_for(node)
+        if helper is not None:
+            sources = _sources(helper, node)
+            leaf = sources.pop(helper.__name__)
+            if leaves.setdefault(helper.__name__, leaf) != leaf or not _agree(others, sources):
+                raise _at(node, refusal(helper, "two functions of the program have the same name"))
+            others.update(sources)
+    return {**{name: text for name, text in others.items() if name not in leaves}, **leaves}
 
 
-def _source(helper: Callable[..., torch.Tensor]) -> str:
-    return inspect.getsource(helper).strip()
+def _sources(helper: Callable[..., Any], node: fx.Node) -> dict[str, str]:
+    if helper in _HELPERS.values():
+        return {helper.__name__: inspect.getsource(helper).strip()}
+    try:
+        return inlined(helper)
+    except ExportError as error:
+        raise _at(node, error) from error
+
+
+def _agree(known: Mapping[str, str], sources: Mapping[str, str]) -> bool:
+    return all(known.get(name, text) == text for name, text in sources.items())
+
+
+def _at(node: fx.Node, error: ExportError) -> ExportError:
+    return ExportError(error.message, node=node.name, source=source_of(node), hint=error.hint)
+
+
+def _full_name(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"

@@ -29,6 +29,8 @@ from conforming.examination import examine
 from conforming.report import report
 from conforming.result import failures, fingerprint, read, write
 
+from exporters import EXPORTERS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -36,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     collection = Collection.of(options.collection)
     if options.worker:
-        write(options.worker, examine(collection.builder(options.models[0]), options.models[0]))
+        name = options.models[0]
+        write(options.worker, examine(collection.builder(name), name, options.exports))
         return 0
     names = [name for name in collection.names if any(fnmatch(name, pattern) for pattern in options.models)]
     folder = options.out / collection.label
@@ -64,6 +67,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=3600, help="seconds for one model")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "conformance")
     parser.add_argument("--report", default=str(ROOT / "docs" / "conformance.md"), help="a file, or none")
+    parser.add_argument("--exports", nargs="*", default=list(EXPORTERS), choices=list(EXPORTERS))
     parser.add_argument("--keep", action="store_true", help="keep results of other sources of MorphIR")
     parser.add_argument("--only-failed", action="store_true", help="keep all results that passed")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -85,6 +89,7 @@ def run(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     place = folder / f"{name}.json"
     place.unlink(missing_ok=True)
     arguments = ["--collection", options.collection, "--models", name, "--worker", str(place)]
+    arguments += ["--exports", *options.exports]
     started = time.monotonic()
     error = ""
     try:

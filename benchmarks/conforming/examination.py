@@ -12,7 +12,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -27,9 +27,6 @@ from morphir.runtime.oracle.oracle import check_graph
 ANALYSED_AT = 224
 SIZES = (32, 64, 96, 128, 160, 192, ANALYSED_AT, 299)
 BATCH = 4
-FEW_SPACES = 24
-SOME_SPACES = 12
-MANY_PARAMETERS = 30_000_000
 SIZE_OPTIONS: tuple[Callable[[int], dict[str, Any]], ...] = (
     lambda size: {},
     lambda size: {"image_size": size},
@@ -40,7 +37,7 @@ SIZE_OPTIONS: tuple[Callable[[int], dict[str, Any]], ...] = (
 Builder = Callable[..., nn.Module]
 
 
-def examine(build: Builder, name: str) -> dict[str, Any]:
+def examine(build: Builder, name: str, exports: Collection[str]) -> dict[str, Any]:
     """Returns the result of one model as plain data; what it raises is part of the result."""
     result: dict[str, Any] = {"model": name, "error": "", "checks": []}
     warnings.simplefilter("ignore")
@@ -49,7 +46,7 @@ def examine(build: Builder, name: str) -> dict[str, Any]:
         analysed = _analyse(build, result)
         size, options = _smallest(build, analysed)
         result.update(size=size, batch=BATCH)
-        _check(build(**options), size, result)
+        _check(build(**options), size, exports, result)
     except MorphirError as error:
         result["error"] = str(error)
     except Exception:
@@ -61,9 +58,9 @@ def examine(build: Builder, name: str) -> dict[str, Any]:
 def _analyse(build: Builder, result: dict[str, Any]) -> Graph:
     """Traces and analyses at 224 pixels."""
     model, images = _without_data(build, {}), torch.empty(BATCH, 3, ANALYSED_AT, ANALYSED_AT, device="meta")
-    started = time.perf_counter()
+    started = time.process_time()
     graph = trace_program(model, images)
-    traced = time.perf_counter()
+    traced = time.process_time()
     graph.attach(analyse(graph))
     verdicts = [verdict for space in graph.spaces.values() for verdict in space.verdicts]
     result.update(
@@ -74,7 +71,7 @@ def _analyse(build: Builder, result: dict[str, Any]) -> Graph:
         frozen=dict(Counter(verdict.code for verdict in verdicts if verdict.kind == "frozen")),
         reasons={verdict.code: verdict.reason for verdict in verdicts if verdict.code},
         trace_seconds=traced - started,
-        analysis_seconds=time.perf_counter() - traced,
+        analysis_seconds=time.process_time() - traced,
     )
     return graph
 
@@ -112,14 +109,13 @@ def _widths(spaces: Any) -> dict[str, int]:
     return {name: space.width for name, space in spaces.items()}
 
 
-def _check(model: nn.Module, size: int, result: dict[str, Any]) -> None:
+def _check(model: nn.Module, size: int, exports: Collection[str], result: dict[str, Any]) -> None:
     graph = trace_program(model, torch.rand(BATCH, 3, size, size))
     del model
     graph.attach(analyse(graph))
-    many = len(graph.spaces) > FEW_SPACES or result["parameters"] > MANY_PARAMETERS
     result["times"] = {}
     before = time.perf_counter()
-    for check in check_graph(graph, max_spaces=SOME_SPACES if many else None, consume=True):
+    for check in check_graph(graph, exports=exports, together=True, consume=True):
         now = time.perf_counter()
         result["times"][check.check] = result["times"].get(check.check, 0.0) + now - before
         before = now

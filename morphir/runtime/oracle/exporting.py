@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ from morphir.ir.graph import Graph
 from morphir.runtime.oracle.checks import Check
 
 
-def export_checks(graph: Graph) -> Iterator[Check]:
-    """Exports a graph with every exporter, in float32 and evaluation mode, and traces the source again.
+def export_checks(graph: Graph, exporters: Iterable[str]) -> Iterator[Check]:
+    """Exports a graph in float32 and evaluation mode, and traces its source again.
 
     Args:
         graph: The changed graph; its dtype and mode are changed.
+        exporters: Names of the exporters.
     """
     graph = graph.float().eval()
     with tempfile.TemporaryDirectory(prefix="morphir-verify-") as folder:
-        for name, exporter in EXPORTERS.items():
+        for name in exporters:
+            exporter = EXPORTERS[name]
             try:
                 exported = exporter.export(graph, Path(folder) / f"network{exporter.suffix}")
             except MorphirError as error:

@@ -13,13 +13,14 @@ import copy
 import random
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from exporters.inputs import random_inputs
+from exporters.registry import EXPORTERS
 from morphir.analysis.execution import execute
 from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelSpace, VerdictKind
@@ -44,7 +45,8 @@ def check_graph(
     seed: int = 0,
     spaces: Collection[str] | None = None,
     max_spaces: int | None = None,
-    exports: bool = True,
+    exports: bool | Collection[str] = True,
+    together: bool = False,
     consume: bool = False,
 ) -> Iterator[Check]:
     """Checks every space of a graph, then a random plan, then the exports of the changed graph.
@@ -54,7 +56,11 @@ def check_graph(
         seed: Of inputs, batch-norm statistics, and the choice of groups.
         spaces: Names of spaces to check alone, without plan and exports; all where None.
         max_spaces: Check at most so many spaces, spread over the network; all where None.
-        exports: Whether the changed graph is exported too, and its source traced again.
+        exports: Whether the changed graph is exported too, and its source traced again; or the names of the
+            exporters that are wanted.
+        together: Split all spaces at once, then prune all at once; where that fails, each half of them, and
+            so on, down to single spaces. A space that passed in company is reported with the company's
+            difference.
         consume: Work on the graph itself, which is worth nothing afterwards: saves a copy of a large model.
 
     Yields:
@@ -65,15 +71,21 @@ def check_graph(
     """
     chosen = list(graph.spaces) if spaces is None else [graph.space(name).name for name in spaces]
     subject = _Subject.of(graph if consume else copy.deepcopy(graph), seed)
-    for name in _spread(chosen, max_spaces):
-        yield subject.split(name)
-        yield subject.prune(name)
+    names = _spread(chosen, max_spaces)
+    if together:
+        yield from subject.together("split", names)
+        yield from subject.together("prune", names)
+    else:
+        for name in names:
+            yield subject.alone("split", name)
+            yield subject.alone("prune", name)
     if spaces is not None:
         return
     plan = subject.plan()
     yield plan
-    if exports and plan.groups and subject.graph.history:
-        yield from export_checks(subject.graph)
+    wanted = EXPORTERS if exports is True else exports or ()
+    if plan.groups and subject.graph.history:
+        yield from export_checks(subject.graph, wanted)
 
 
 @dataclass(frozen=True)
@@ -105,21 +117,34 @@ class _Subject:
         """What the original computes in evaluation and in train mode."""
         return {training: self._outputs(self.graph, training) for training in (False, True)}
 
-    def split(self, name: str) -> Check:
-        space = self.graph.space(name)
-        chosen = self._choose(space, _groups(space, ("exact",)), space.width)
-        if not chosen:
-            return _refusal("split", space)
-        return self._compare("split", name, [Split(name, index) for index in chosen])
+    def together(self, check: str, names: Sequence[str]) -> Iterator[Check]:
+        """Changes a part of every named space at once; where that fails, of each half of them, and so on."""
+        chosen = {name: self._morphisms(check, name) for name in names}
+        together = [name for name in names if chosen[name]]
+        yield from (_refusal(check, self.graph.space(name)) for name in names if not chosen[name])
+        if len(together) < 2:
+            yield from (self.alone(check, name) for name in together)
+            return
+        joint = self._compare(check, None, [m for name in together for m in chosen[name]])
+        if joint.outcome == "ok" and joint.difference is not None:
+            yield from (replace(joint, space=name, groups=len(chosen[name])) for name in together)
+            return
+        middle = len(together) // 2
+        yield from self.together(check, together[:middle])
+        yield from self.together(check, together[middle:])
 
-    def prune(self, name: str) -> Check:
-        """Groups behind an operator that mixes channels are pruned too, where there are no others."""
+    def alone(self, check: str, name: str) -> Check:
+        """Changes a part of one space."""
+        morphisms = self._morphisms(check, name)
+        return self._compare(check, name, morphisms) if morphisms else _refusal(check, self.graph.space(name))
+
+    def _morphisms(self, check: str, name: str) -> list[Morphism]:
+        """Picks groups; those behind an operator that mixes channels are pruned where there are no others."""
         space = self.graph.space(name)
-        for kind in ("exact", "prune-only"):
-            chosen = self._choose(space, _groups(space, (kind,)), space.width - 1)
-            if chosen:
-                return self._compare("prune", name, [Prune(name, index) for index in chosen])
-        return _refusal("prune", space)
+        if check == "split":
+            return [Split(name, index) for index in self._choose(space, "exact", space.width)]
+        exact = self._choose(space, "exact", space.width - 1)
+        return [Prune(name, i) for i in exact or self._choose(space, "prune-only", space.width - 1)]
 
     def plan(self) -> Check:
         """Changes a random quarter of all groups at once, for good: half of them split, half pruned."""
@@ -151,13 +176,14 @@ class _Subject:
                 morphisms.append(Split(name, index))
         return morphisms
 
-    def _choose(self, space: ChannelSpace, groups: Sequence[int], most: int) -> list[int]:
+    def _choose(self, space: ChannelSpace, kind: VerdictKind, most: int) -> list[int]:
         """Picks about a third of the groups, so that changed and unchanged channels lie side by side."""
+        groups = _groups(space, (kind,))
         rng = random.Random(f"{self.seed}/{space.name}")
         count = min(len(groups), most, max(1, len(groups) // 3))
-        return sorted(rng.sample(list(groups), max(count, 0)))
+        return sorted(rng.sample(groups, max(count, 0)))
 
-    def _compare(self, check: str, name: str, morphisms: Sequence[Morphism]) -> Check:
+    def _compare(self, check: str, name: str | None, morphisms: Sequence[Morphism]) -> Check:
         wanted = self._wanted(_removed(morphisms))
         with _restored(self.graph):
             return self._judge(check, name, morphisms, wanted)

@@ -112,6 +112,25 @@ def test_a_wrong_scale_is_found_in_every_space(monkeypatch: pytest.MonkeyPatch) 
     assert summary(checks)["failed"] == len([check for check in splits if check.space != "fc"]) + 1
 
 
+def test_in_company_the_same_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = seed("resnet20", 4)
+    alone, company = (list(check_graph(graph, exports=False, together=way)) for way in (False, True))
+    assert {(c.check, c.space, c.outcome, c.groups) for c in alone} == {
+        (c.check, c.space, c.outcome, c.groups) for c in company
+    }
+
+    def wrong_in_one_space(graph: Graph, morphisms: list[Split | Prune]) -> None:
+        transform(graph, morphisms)
+        if any(morphism.space == "layer2.1.conv1" for morphism in morphisms):
+            with torch.no_grad():
+                graph.get_submodule("layer2.1.conv1").weight[-1].mul_(1.1)
+
+    monkeypatch.setattr(oracle, "transform", wrong_in_one_space)
+    checks = list(check_graph(graph, exports=False, together=True))
+    failed = {(check.check, check.space) for check in checks if check.outcome == "failed"}
+    assert failed == {("split", "layer2.1.conv1"), ("prune", "layer2.1.conv1"), ("plan", None)}
+
+
 def test_a_prune_of_the_wrong_channel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def neighbours(graph: Graph, morphisms: list[Prune]) -> object:
         return original(

@@ -30,8 +30,8 @@ COLUMNS = (
 )
 LEGEND = """\
 Groups are channel groups, counted by verdict. *analysis*: seconds of the channel analysis at 224 x 224
-pixels. *split*: for every space (12 spread over the network where there are more than 24, or more than 30
-million parameters), about a third of its groups split at theta = 0, compared with the original. *prune*:
+pixels. *split*: about a third of the groups of every space, all spaces at once, split at theta = 0 and
+compared with the original; where that fails, half of the spaces at a time, down to each alone. *prune*:
 likewise pruned, compared with the original in which these channels are zeroed where consumers read them,
 and left out where norms, softmax or reductions mix them. *plan*: a random quarter of all groups of all
 spaces at once, half of them split. A cell is the number of spaces (for the plan: of groups) and the largest

@@ -2,7 +2,7 @@
 
     python benchmarks/conformance.py
     python benchmarks/conformance.py --models 'resnet*' 'vit_b_16' --jobs 2
-    python benchmarks/conformance.py --collection tests/conformance/other_styles.py --report none
+    python benchmarks/conformance.py --collection path/to/models.py --report none
 
 A collection is ``torchvision`` (every classifier that it lists) or a Python file of models. Every model is
 examined in a process of its own, with a time limit, by what ``morphir verify`` runs (see

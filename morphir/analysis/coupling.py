@@ -25,11 +25,13 @@ class Coupling:
         roots: Label to its component's smallest label.
         restrictions: Root to the strongest restriction on its component.
         ties: What ties the labels: the rules' ties, and those that make every group a set of slices.
+        plural: Roots of components that must not be the last of their space.
     """
 
     roots: NDArray[np.int64]
     restrictions: dict[int, Restriction]
     ties: tuple[Tie, ...] = ()
+    plural: frozenset[int] = frozenset()
 
     def of(self, labels: torch.Tensor) -> NDArray[np.int64]:
         """Returns the roots of a label tensor; -1 stays -1."""
@@ -67,7 +69,14 @@ def couple(execution: Execution) -> Coupling:
         if (tie := _missing_tie(coupling, layer, node)) is not None:
             ties.append(tie)
             coupling = Coupling(_joined(coupling.roots, tie), {})
-    return Coupling(coupling.roots, _strongest(coupling.roots, execution.facts.restrictions), tuple(ties))
+    strongest = _strongest(coupling.roots, execution.facts.restrictions)
+    return Coupling(coupling.roots, strongest, tuple(ties), _plural(coupling, execution))
+
+
+def _plural(coupling: Coupling, execution: Execution) -> frozenset[int]:
+    found = [coupling.roots[labels] for labels in execution.facts.plural]
+    found += [np.unique(coupling.of(compact(layer))) for _, layer in execution.scattered]
+    return frozenset(np.concatenate(found).tolist()) if found else frozenset()
 
 
 def _joined(roots: NDArray[np.int64], tie: Tie) -> NDArray[np.int64]:

@@ -94,10 +94,17 @@ class AxisLabels:
 
 @dataclass
 class Facts:
-    """What the rules found out while the program ran."""
+    """What the rules found out while the program ran.
+
+    Attributes:
+        ties: Labels that go together.
+        restrictions: Labels that must not be split, or not be touched.
+        plural: Labels of channels that an operator takes for something else once a single group is left.
+    """
 
     ties: list[Tie] = field(default_factory=list[Tie])
     restrictions: list[Restriction] = field(default_factory=list[Restriction])
+    plural: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
 
     def tie(self, left: torch.Tensor, right: torch.Tensor, code: str, node: str) -> None:
         """Ties two label tensors of one shape position by position."""
@@ -106,6 +113,13 @@ class Facts:
         if keep.any():
             pairs = np.unique(np.stack([a[keep], b[keep]]), axis=1)
             self.ties.append(Tie(pairs[0], pairs[1], code, node))
+
+    def keep_several(self, vector: torch.Tensor) -> None:
+        """Notes that a rewrite has to leave two groups of each space in ``vector``.
+
+        A convolution in groups of one channel is a depthwise convolution; a shuffle of ``[groups, 1]`` is none.
+        """
+        self.plural.append(np.unique(vector.reshape(-1).numpy()))
 
     def restrict(self, layers: Iterable[Layer], kind: VerdictKind, code: str, reason: str, node: str) -> None:
         """Restricts every label in ``layers``."""

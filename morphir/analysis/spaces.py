@@ -167,6 +167,7 @@ class _Builder:
                 tuple(map(self._producer, self.rows_of[name])),
                 tuple(consumers[name]),
                 tuple(bindings[name]),
+                least=1 if self.coupling.plural.isdisjoint(roots) else min(2, len(roots)),
             )
             for name, roots in self.roots_of.items()
         }

@@ -124,13 +124,24 @@ class AxisBinding:
 
 @dataclass(frozen=True)
 class ChannelSpace:
-    """The ordered channel groups that the same producers make; named after the first of these producers."""
+    """The ordered channel groups that the same producers make; named after the first of these producers.
+
+    Attributes:
+        name: Name of the space.
+        verdicts: What may be done to each group.
+        producers: Who makes the channels.
+        consumers: Who reads them: the edges.
+        bindings: Every axis of every parameter that has an entry for them.
+        least: How many groups have to stay. Two where an operator takes a single one for something else, as a
+            grouped convolution does: one channel for each group makes it depthwise.
+    """
 
     name: str
     verdicts: tuple[Verdict, ...]
     producers: tuple[Producer, ...]
     consumers: tuple[Consumer, ...]
     bindings: tuple[AxisBinding, ...]
+    least: int = 1
 
     @property
     def width(self) -> int:

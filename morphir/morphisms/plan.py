@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from morphir.errors import RewriteError
-from morphir.ir.channels import ChannelSpace
+from morphir.ir.channels import ChannelSpace, ValueLayout
 from morphir.ir.codes import suggestion_for
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap, Theta
+from morphir.ir.source import source_of
 from morphir.morphisms.base import Child, Morphism
 
+Copies = Mapping[str, Sequence[int]]
 _KEPT = (Child(1.0, 0),)
 
 
@@ -42,7 +44,61 @@ def index_maps(graph: Graph, morphisms: Iterable[Morphism]) -> tuple[IndexMap, .
         MorphirError: as :func:`by_space`, and for pruning a space to nothing.
     """
     planned = by_space(graph, morphisms)
-    return tuple(_index_map(graph.space(name), groups) for name, groups in planned.items())
+    maps = tuple(_index_map(graph.space(name), groups) for name, groups in planned.items())
+    for node, _ in emptied(graph, copies_of(maps)):
+        raise RewriteError(
+            "pruning would leave nothing of the channels here",
+            node=node,
+            source=source_of(graph.node(node)),
+            hint="keep at least one of the channels that this operator cuts out or lays together",
+        )
+    return maps
+
+
+def emptied(graph: Graph, copies: Copies) -> Iterator[tuple[str, set[tuple[str, int]]]]:
+    """Yields every node that a rewrite would leave with an empty dimension, and the groups along that.
+
+    Args:
+        graph: The graph before the rewrite.
+        copies: Space name to the number of copies of each of its groups.
+    """
+    for name, values in graph.channels.values.items():
+        for value in values:
+            for dim in range(len(value.shape)):
+                along = [layout for layout in value.layouts if layout.dim == dim]
+                if along and not any(_survives(layout, copies) for layout in along):
+                    groups = {(layout.space, group) for layout in along for group in layout.groups if group >= 0}
+                    if sum(value.copies_along(dim, copies)) == 0:
+                        yield name, groups
+
+
+def _survives(layout: ValueLayout, copies: Copies) -> bool:
+    counts = copies.get(layout.space)
+    return counts is None or any(group >= 0 and counts[group] for group in layout.groups)
+
+
+def without_emptying(graph: Graph, morphisms: Sequence[Morphism]) -> list[Morphism]:
+    """Returns the morphisms less those prunes that would leave too few groups, or an operator none at all.
+
+    Args:
+        graph: The graph.
+        morphisms: Each of them legal on its own.
+    """
+    left = {name: space.width - space.least for name, space in graph.spaces.items()}
+    kept: list[Morphism] = []
+    for morphism in morphisms:
+        removes = not morphism.children
+        if not removes or left[morphism.space] > 0:
+            left[morphism.space] -= removes
+            kept.append(morphism)
+    while True:
+        copies = {name: [1] * space.width for name, space in graph.spaces.items()}
+        for morphism in kept:
+            copies[morphism.space][morphism.index] = len(morphism.children)
+        spared = {min(groups) for _, groups in emptied(graph, copies)}
+        if not spared:
+            return kept
+        kept = [morphism for morphism in kept if (morphism.space, morphism.index) not in spared]
 
 
 def _index_map(space: ChannelSpace, morphisms: Mapping[int, Morphism]) -> IndexMap:
@@ -56,6 +112,12 @@ def _index_map(space: ChannelSpace, morphisms: Mapping[int, Morphism]) -> IndexM
             f"pruning all {space.width} channel groups of {space.name!r} would leave nothing",
             hint=suggestion_for("nothing-left"),
             code="nothing-left",
+        )
+    if len(children) < space.least:
+        raise RewriteError(
+            f"pruning would leave {len(children)} channel group of {space.name!r}, which needs {space.least}",
+            hint="with a single group, an operator (a grouped convolution, a group norm, a shuffle) takes its "
+            "channels for something else",
         )
     thetas: dict[int, Theta] = {
         group: morphism.parameters for group, morphism in morphisms.items() if morphism.parameters

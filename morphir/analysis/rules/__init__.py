@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from morphir.analysis.labels import Facts, label_dims
+from morphir.analysis.rules import blocks as _blocks
 from morphir.analysis.rules import mixing as _mixing
 from morphir.analysis.rules import movement, pointwise
 from morphir.analysis.rules import normalisation as _normalisation
@@ -15,7 +16,7 @@ from morphir.analysis.rules.operation import RULES, MixingUse, Operation, Origin
 __all__ = ["MixingUse", "Operation", "Origin", "Outcome", "apply_rule", "iteration_spaces", "result_origin"]
 
 
-REGISTERED = (_mixing, movement, _normalisation, pointwise, _spatial)
+REGISTERED = (_blocks, _mixing, movement, _normalisation, pointwise, _spatial)
 
 
 def apply_rule(operation: Operation, facts: Facts) -> Outcome:

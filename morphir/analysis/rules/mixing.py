@@ -78,6 +78,8 @@ def _dense(
         outputs = rows
         columns_full = columns.repeat(groups)
         _tie_groups(rows, groups, facts, op.node)
+    if groups > 1:
+        facts.keep_several(columns)
     _read_columns(op, weight, inputs, columns_full, facts)
     return outputs, _use(op, weight, rows, columns, facts)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from morphir.analysis.labels import NO_LABEL, Facts, Layer, Layers, label_dims, normalise
+from morphir.analysis.labels import NO_LABEL, Facts, Layer, Layers, label_dims, normalise, spread
 from morphir.analysis.rules.operation import Operation, Outcome, rule
 
 # On labels a view may need a copy, since strides of 0 rarely survive a reshape.
@@ -16,16 +17,33 @@ _ON_LABELS: dict[str, Any] = {"view": torch.reshape, "_unsafe_view": torch.resha
 
 
 @rule("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "slice", "select")
-@rule("split", "split_with_sizes", "unbind", "chunk", "flip", "roll", "narrow", "repeat", "pixel_shuffle")
-@rule("pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold", "diagonal", "movedim")
+@rule("split", "split_with_sizes", "unbind", "chunk", "flip", "roll", "narrow", "unfold", "movedim")
+@rule("diagonal")
 def move(op: Operation, facts: Facts) -> Outcome:
     """Runs a one-tensor operator on each layer."""
-    source, outputs = op.args[0], op.tensor_outputs
-    moved = [_moved_outputs(op, layer) for layer in op.layers_of(source)]
-    for layer, results in zip(op.layers_of(source), moved, strict=True):
-        lost = [result for result in results if label_dims(layer) and not label_dims(result)]
-        facts.restrict(lost, "frozen", "single-channel", "a single channel is singled out", op.node)
-    return Outcome([(out, tuple(layers[i] for layers in moved)) for i, out in enumerate(outputs)])
+    moved = [_moved_outputs(op, layer) for layer in op.layers_of(op.args[0])]
+    return Outcome(
+        [
+            (out, _told_apart([results[at] for results in moved], facts, op.node))
+            for at, out in enumerate(op.tensor_outputs)
+        ]
+    )
+
+
+def _told_apart(layers: Sequence[Layer], facts: Facts, node: str) -> Layers:
+    """Drops and freezes a layer whose one channel lost its dimension, or that came to lie along another's."""
+    kept: list[Layer] = []
+    for layer in layers:
+        dims = set(label_dims(layer))
+        if not dims:
+            reason = "a single channel is singled out"
+            facts.restrict((layer,), "frozen", "single-channel", reason, node)
+        elif any(dims & set(label_dims(other)) for other in kept):
+            reason = "laid along one dimension together with other channels"
+            facts.restrict((layer,), "frozen", "merged-dimensions", reason, node)
+        else:
+            kept.append(layer)
+    return tuple(kept)
 
 
 def _moved_outputs(op: Operation, layer: Layer) -> list[Layer]:
@@ -49,9 +67,18 @@ def _viewed_lone_channel(layer: Layer, dim: int, shape: tuple[int, ...]) -> Laye
     after = prod(layer.shape[dim + 1 :])
     places = [d for d, extent in enumerate(shape) if extent == 1 and prod(shape[d + 1 :]) == after]
     if not places:
-        return layer.as_strided(shape, [0] * len(shape), layer.storage_offset())
+        return _merged_lone_channel(layer, after, shape)
     place = dim if dim in places else places[0]
     return layer.as_strided(shape, [int(d == place) for d in range(len(shape))], layer.storage_offset())
+
+
+def _merged_lone_channel(layer: Layer, after: int, shape: tuple[int, ...]) -> Layer:
+    """Lays a single channel along the dimension that its own was flattened into, with what came after it."""
+    ends = [prod(shape[d + 1 :]) for d in range(len(shape))]
+    starting = [d for d in range(len(shape)) if prod(shape[d:]) == after and shape[d] > 1]
+    holding = [d for d, end in enumerate(ends) if end <= after]
+    place = (starting or holding)[0]
+    return spread(layer.reshape(-1)[:1].repeat(shape[place]), place, shape)
 
 
 @rule("unsqueeze")
@@ -81,8 +108,32 @@ def concatenate(op: Operation, facts: Facts) -> Outcome:
             facts.tie(own[0], layer, "same-position", op.node)
     layers = _parallel_layers(op, tensors, dim, facts)
     if any(bool((layer != NO_LABEL).any()) for layer in crossing):
-        layers = (*layers, normalise(torch.cat(crossing, dim), copied=True))
+        layers = (*layers, _joined(crossing, dim, tuple(op.result.shape)))
     return Outcome([(op.result, layers)])
+
+
+def _joined(layers: Sequence[Layer], dim: int, shape: tuple[int, ...]) -> Layer:
+    """A channel joined with itself fills the dimension with one label, and lies along it all the same."""
+    if all(set(label_dims(layer)) <= {dim} for layer in layers):
+        vectors = [layer.movedim(dim, -1).reshape(-1, layer.shape[dim])[0] for layer in layers]
+        return spread(torch.cat(vectors), dim, shape)
+    return normalise(torch.cat(list(layers), dim), copied=True)
+
+
+@rule("repeat")
+def repeat(op: Operation, facts: Facts) -> Outcome:
+    """Lays copies one behind the other; a single channel then fills its dimension."""
+    shape = tuple(op.result.shape)
+    added = len(shape) - op.args[0].dim()
+    layers: list[Layer] = []
+    for layer in op.layers_of(op.args[0]):
+        (dim, *scattered) = label_dims(layer)
+        if scattered:
+            layers += _moved_outputs(op, layer)
+        else:
+            vector = layer.movedim(dim, -1).reshape(-1, layer.shape[dim])[0]
+            layers.append(spread(vector.repeat(op.args[1][dim + added]), dim + added, shape))
+    return Outcome([(op.result, _told_apart(layers, facts, op.node))])
 
 
 def _parallel_layers(op: Operation, tensors: list[torch.Tensor], dim: int, facts: Facts) -> Layers:

@@ -31,14 +31,18 @@ def batch_norm(op: Operation, facts: Facts) -> Outcome:
 
 @rule("native_group_norm")
 def group_norm(op: Operation, facts: Facts) -> Outcome:
-    """Ties the channels of the same index within each norm group; the norm mixes them."""
+    """Ties the channels of the same index within each norm group, which the norm mixes.
+
+    With one group for each channel this is an instance norm, and mixes none.
+    """
     source, groups = op.args[0], op.argument("group")
     parameters = [t for t in (op.argument("weight"), op.argument("bias")) if t is not None]
     layers = op.layers_of(source)
     vector = _tie_channels(op, source, parameters, facts)
-    if vector is not None:
+    if vector is not None and groups != source.shape[1]:
         by_group = vector.reshape(groups, -1)
         facts.tie(by_group, by_group[:1].expand_as(by_group), "equal-per-norm-group", op.node)
+        facts.keep_several(vector)
         facts.restrict((vector,), "prune-only", "channel-norm", "a group norm mixes the channels", op.node)
     return Outcome([(out, layers if out.shape == source.shape else ()) for out in op.tensor_outputs])
 

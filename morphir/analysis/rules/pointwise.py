@@ -30,6 +30,10 @@ Operand = tuple[tuple[int, ...], Layers]
     "hardswish",
     "hardsigmoid",
     "hardtanh",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
 )
 def pointwise(op: Operation, facts: Facts) -> Outcome:
     """Ties the operands' labels position by position, under broadcasting."""
@@ -46,10 +50,8 @@ def restride(op: Operation, facts: Facts) -> Outcome:
     return Outcome([(op.result, op.layers_of(source))])
 
 
-@rule(
-    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_empty", "new_zeros"
-)
-@rule("new_ones", "new_full", "bernoulli", "device", "sym_size", "sym_stride", "sym_numel")
+@rule("rand_like", "randn_like", "randint_like", "new_empty", "new_zeros", "new_ones", "new_full", "bernoulli")
+@rule("device", "sym_size", "sym_stride", "sym_numel")
 def shape_only(op: Operation, facts: Facts) -> Outcome:
     """Reads a shape and no value: the result has no channels."""
     return Outcome([(out, ()) for out in op.tensor_outputs])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from morphir.analysis.labels import Facts, Layer, Layers, label_dims
@@ -82,7 +83,10 @@ def reduction(op: Operation, facts: Facts) -> Outcome:
     keepdim = bool(op.argument("keepdim", False))
     kept: list[Layer] = []
     for layer in op.layers_of(source):
-        if reduced & set(label_dims(layer)):
+        dims = set(label_dims(layer))
+        if reduced & dims and dims - reduced:
+            kept.append(_reduce(tied_across(layer, reduced, facts, op.node), reduced, keepdim))
+        elif reduced & dims:
             facts.restrict(
                 (layer,), "prune-only", "channel-reduction", f"{op.name} runs over the channels", op.node
             )
@@ -110,8 +114,32 @@ def softmax(op: Operation, facts: Facts) -> Outcome:
     dim = op.argument("dim") % source.dim()
     layers: Layers = op.layers_of(source)
     for layer in layers:
-        if dim in label_dims(layer):
+        if label_dims(layer) == (dim,):
             facts.restrict(
                 (layer,), "prune-only", "channel-softmax", "a softmax runs over the channels", op.node
             )
+        elif dim in label_dims(layer):
+            tied_across(layer, {dim}, facts, op.node)
+    return Outcome([(out, layers) for out in op.tensor_outputs])
+
+
+def tied_across(layer: Layer, dims: Collection[int], facts: Facts, node: str) -> Layer:
+    """Ties the channels along ``dims`` that share a place along the layer's other dimensions.
+
+    They compete for one place (a maxout's candidates, the splits of a split attention): where all of them
+    are doubled, each of the two places sees what the one saw.
+    """
+    first = layer[tuple(slice(0, 1) if d in dims else slice(None) for d in range(layer.dim()))]
+    facts.tie(layer, first.expand(layer.shape), "same-place", node)
+    return layer
+
+
+@rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")
+def scan(op: Operation, facts: Facts) -> Outcome:
+    """What a scan yields at a channel depends on all channels before it."""
+    source = op.args[0]
+    dim = op.argument("dim") % max(source.dim(), 1)
+    layers = op.layers_of(source)
+    scanned = [layer for layer in layers if dim in label_dims(layer)]
+    facts.restrict(scanned, "prune-only", "channel-scan", f"{op.name} runs over the channels", op.node)
     return Outcome([(out, layers) for out in op.tensor_outputs])

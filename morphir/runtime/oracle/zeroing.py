@@ -165,5 +165,5 @@ class _Zeroing(fx.Interpreter):
     def _zeroed(self, node: str, tensor: str, value: torch.Tensor) -> torch.Tensor:
         value = value.clone()
         for dim, positions in self.positions[node, tensor]:
-            value.index_fill_(dim, torch.tensor(positions, device=value.device), 0)
+            value.index_fill_(dim, torch.tensor(positions, dtype=torch.long, device=value.device), 0)
         return value

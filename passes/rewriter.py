@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import fx, nn, optim
 
-from morphir.analysis.literals import module_attributes, rewrite_literals
+from morphir.analysis.literals import rewrite_literals
+from morphir.analysis.module_literals import module_attributes, rewrite_modules
 from morphir.analysis.spaces import analyse
 from morphir.errors import AnalysisError, MorphirError, RewriteError, VerificationError
 from morphir.ir.channels import ChannelLayer
@@ -77,6 +78,7 @@ class Rewriter:
         copies = copies_of(maps)
         shapes = _new_shapes(self.graph, before, copies)
         rewrite_literals(self.graph.graph, before, copies)
+        rewrite_modules(self.graph, self.graph.graph, before, copies)
         _set_module_attributes(self.graph, shapes)
         after = analyse(self.graph, shapes)
         _check_values(self.graph, before, after, copies)
@@ -204,6 +206,8 @@ def _check_values(
     graph: Graph, before: ChannelLayer, after: ChannelLayer, copies: Mapping[str, Sequence[int]]
 ) -> None:
     for node in graph.graph.nodes:
+        if node.op == "get_attr":  # parameters follow their axis maps; an index has an entry for each channel
+            continue
         expected = [value.extents(copies) for value in before.values[node.name]]
         found = [value.shape for value in after.values[node.name]]
         if expected != found:

@@ -24,7 +24,7 @@ class Snapshot:
     channels: ChannelLayer
     history: tuple[Rewrite, ...]
     program: fx.Graph
-    arguments: tuple[tuple[fx.Node, tuple[Any, ...], dict[str, Any]], ...]
+    calls: tuple[tuple[fx.Node, Any, tuple[Any, ...], dict[str, Any]], ...]
     modules: tuple[tuple[nn.Module, dict[str, Any]], ...]
     optimizer: optim.Optimizer | None
     groups: tuple[list[torch.Tensor], ...]
@@ -38,7 +38,7 @@ class Snapshot:
             graph.channels,
             graph.history,
             graph.graph,
-            tuple((node, node.args, dict(node.kwargs)) for node in graph.graph.nodes),
+            tuple((node, node.target, node.args, dict(node.kwargs)) for node in graph.graph.nodes),
             tuple((module, _attributes(module)) for module in graph.modules()),
             optimizer,
             () if optimizer is None else tuple(list(group["params"]) for group in optimizer.param_groups),
@@ -49,8 +49,8 @@ class Snapshot:
         """Puts everything back."""
         if self.graph.graph is not self.program:
             self.graph.graph = self.program
-        for node, args, kwargs in self.arguments:
-            node.args, node.kwargs = args, kwargs
+        for node, target, args, kwargs in self.calls:
+            node.target, node.args, node.kwargs = target, args, kwargs
         for module, attributes in self.modules:
             module.__dict__.update({k: dict(v) if k in _TABLES else v for k, v in attributes.items()})
         self.graph.attach(self.channels)

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
     _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
 )
 
-from morphir.analysis.labels import AxisLabels, Facts, LabelledValue, Layers
-from morphir.analysis.literals import constrain_literals, constrain_module
+from morphir.analysis.labels import CONSTANT, INPUT, AxisLabels, Facts, LabelledValue, Layers
+from morphir.analysis.literals import constrain_literals
+from morphir.analysis.module_literals import constrain_module
 from morphir.analysis.rules import MixingUse, Operation, Origin, apply_rule, iteration_spaces, result_origin
 from morphir.analysis.rules.fake_results import fake_result
 from morphir.analysis.sizes import Sizes, follow_sizes
@@ -64,6 +65,7 @@ class _Recorder(TorchDispatchMode):
         self.node = ""
         # Tensors are kept beside their layers: an id is only unique while its object lives.
         self.values: dict[int, tuple[torch.Tensor, Layers, Origin]] = {}
+        self.lifted: dict[int, torch.Tensor] = {}
 
     def bind(self, tensor: torch.Tensor, layers: Layers, origin: Origin) -> None:
         """Gives a value its layers."""
@@ -77,6 +79,10 @@ class _Recorder(TorchDispatchMode):
         """Returns whether a value is a parameter, computed from parameters alone, or anything else."""
         return self.values[id(tensor)][2] if id(tensor) in self.values else "activation"
 
+    def literal_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Returns the values of an index that the program holds as a list or a buffer; None for others."""
+        return self.lifted.get(id(tensor)) if isinstance(tensor, FakeTensor) else tensor
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -84,8 +90,18 @@ class _Recorder(TorchDispatchMode):
         result = fake_result(func, args, kwargs)
         with _disable_current_modes():
             operation = Operation(
-                func, args, kwargs, result, self.node, self.layers_of, self.origin_of, self.execution.axes
+                func,
+                args,
+                kwargs,
+                result,
+                self.node,
+                self.layers_of,
+                self.origin_of,
+                self.literal_of,
+                self.execution.axes,
             )
+            if operation.name == "lift_fresh" and not isinstance(args[0], FakeTensor):
+                self.lifted[id(result)] = args[0]
             outcome = apply_rule(operation, self.execution.facts)
             origin = result_origin(operation)
             for tensor, layers in outcome.outputs:
@@ -179,20 +195,14 @@ class _Runner(nn.Module):
         return _LabelledInterpreter(self.graph, self.recorder, self.results).run(*inputs)
 
 
-_FIXED = "input:"
-
-
 def fixed_key(node: str, position: int) -> str:
-    """Returns the key of a tensor from outside: a model input, or what an opaque module returns.
-
-    No ``state_dict`` key has this form.
-    """
-    return f"{_FIXED}{node}:{position}"
+    """Returns the key of a tensor from outside: a model input, or what an opaque module returns."""
+    return f"{INPUT}{node}:{position}"
 
 
 def is_fixed_key(key: str) -> bool:
-    """Whether an axis belongs to a tensor from outside."""
-    return key.startswith(_FIXED)
+    """Whether an axis belongs to a tensor from outside, or to constants."""
+    return key.startswith((INPUT, CONSTANT))
 
 
 def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Execution:
@@ -227,11 +237,17 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
     recorder = _Recorder(execution)
     for key, fake in fakes_of.items():
         recorder.bind(fake, axes.layers(key, tuple(fake.shape), range(fake.dim())), "parameter")
-    replacements = _replacements(graph, {id(tensor): fakes_of[key] for key, tensor in state.items()})
+    # Indices stay real: their values say which channels they pick.
+    indices = _index_buffers(graph)
+    replacements = _replacements(
+        graph,
+        {id(tensor): tensor if key in indices else fakes_of[key] for key, tensor in state.items()},
+    )
     with (
         evaluation_mode(graph),
         torch.no_grad(),
         failing_quietly(),
+        _attention_written_out(),
         _naming_the_node(graph, recorder),
         fake_mode,
         recorder,
@@ -239,6 +255,16 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
         runner = _Runner(graph, recorder, results)
         torch.func.functional_call(runner, replacements, (args, kwargs), tie_weights=False)
     return execution
+
+
+def _index_buffers(graph: Graph) -> set[str]:
+    """Returns the keys of the integer vectors that the program reads."""
+    read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    return {key for key, tensor in named_state(graph).items() if key in read and _is_index(tensor)}
+
+
+def _is_index(tensor: torch.Tensor) -> bool:
+    return tensor.dim() == 1 and tensor.dtype in (torch.int64, torch.int32)
 
 
 @contextmanager
@@ -255,6 +281,17 @@ def _naming_the_node(graph: Graph, recorder: _Recorder) -> Generator[None]:
             node=node and node.name,
             source=node and source_of(node),
         ) from error
+
+
+@contextmanager
+def _attention_written_out() -> Generator[None]:
+    """Lets torch's attention modules run operator by operator, and not as one opaque kernel."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _replacements(graph: Graph, fake_of: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:

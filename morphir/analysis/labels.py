@@ -22,6 +22,8 @@ from morphir.ir.channels import VerdictKind
 Layer = torch.Tensor
 Layers = tuple[Layer, ...]
 NO_LABEL = -1
+INPUT, CONSTANT = "input:", "constant:"
+"""How the keys of what is no parameter or buffer begin; no ``state_dict`` key has this form."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,19 @@ class LabelledValue:
     layers: Layers
 
 
-@dataclass(frozen=True)
+@dataclass
 class AxisLabels:
     """Allots ``extent`` consecutive labels to every axis of every parameter, buffer and input.
+
+    Constants that the program lays out along a dimension, by padding or expanding, get labels as it runs.
 
     Attributes:
         first: (tensor key, axis) to its first label.
         extents: (tensor key, axis) to its number of labels.
     """
 
-    first: Mapping[tuple[str, int], int]
-    extents: Mapping[tuple[str, int], int]
+    first: dict[tuple[str, int], int]
+    extents: dict[tuple[str, int], int]
     total: int
 
     @staticmethod
@@ -78,6 +82,13 @@ class AxisLabels:
                 first[key, axis], extents[key, axis] = total, extent
                 total += extent
         return AxisLabels(first, extents, total)
+
+    def extend(self, node: str, extent: int) -> torch.Tensor:
+        """Allots labels to constants that ``node`` lays out, and returns them."""
+        key = (f"{CONSTANT}{node}:{self.total}", 0)
+        self.first[key], self.extents[key] = self.total, extent
+        self.total += extent
+        return torch.arange(self.first[key], self.total)
 
     def owner(self, label: int) -> tuple[str, int]:
         """Returns the (tensor key, axis) that a label belongs to."""
@@ -135,6 +146,11 @@ def spread(vector: torch.Tensor, dim: int, shape: tuple[int, ...]) -> Layer:
     strides = [0] * len(shape)
     strides[dim] = 1
     return vector.contiguous().as_strided(shape, strides)
+
+
+def vector_along(layer: Layer, dim: int) -> torch.Tensor:
+    """Returns the labels along ``dim`` at the first position of all other dimensions."""
+    return layer[tuple(slice(None) if d == dim else 0 for d in range(layer.dim()))]
 
 
 def label_dims(layer: Layer) -> tuple[int, ...]:

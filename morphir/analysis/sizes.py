@@ -11,11 +11,15 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx
 from torch.nn import functional
 
-from morphir.analysis.labels import Facts, LabelledValue, Layers, compact, label_dims
+from morphir.analysis.arguments import size_arguments
+from morphir.analysis.labels import Facts, LabelledValue, Layer, Layers, compact, label_dims, vector_along
+from morphir.analysis.rules.operation import channel_vector
 from morphir.ir.guards import guard, is_guard
 
 Labelled = Mapping[str, Sequence[LabelledValue]]
@@ -60,6 +64,38 @@ def follow_sizes(node: fx.Node, labelled: Labelled, sizes: Sizes, facts: Facts) 
         facts.restrict(
             layers, "frozen", "size-as-value", "their number is used as a value, not as a shape", node.name
         )
+    elif used and node.op != "output":
+        _follow_shape(node, labelled[node.name], sizes, facts)
+
+
+def _follow_shape(node: fx.Node, results: Sequence[LabelledValue], sizes: Sizes, facts: Facts) -> None:
+    """Keeps channels and those whose number lays them out equally many, or freezes what is counted."""
+    present = np.concatenate([_labels(x) for value in results for x in value.layers] or [np.empty(0)])
+    for source in node.all_input_nodes:
+        for part, layers in enumerate(sizes.get(source.name, ())):
+            for layer in layers:
+                if not np.isin(_labels(layer), present).any():
+                    _tie_to_shaped(node, source, part, layer, results, facts)
+
+
+def _labels(layer: Layer) -> NDArray[np.int64]:
+    return compact(layer).reshape(-1).numpy()
+
+
+def _tie_to_shaped(
+    node: fx.Node, source: fx.Node, part: int, layer: Layer, results: Sequence[LabelledValue], facts: Facts
+) -> None:
+    sizes, _ = size_arguments(node)
+    dim = part if sizes == [source] else sizes.index(source) if source in sizes else -1
+    counted = label_dims(layer)
+    if 0 <= dim < len(results[0].shape) and len(results) == len(counted) == 1:
+        shaped = channel_vector(results[0].layers, dim, facts, node.name)
+        vector = vector_along(layer, counted[0])
+        if shaped is not None and shaped.shape == vector.shape:
+            facts.tie(shaped, vector, "same-count", node.name)
+            return
+    reason = "their number shapes a value that has other channels, or none"
+    facts.restrict((layer,), "frozen", "size-as-value", reason, node.name)
 
 
 def _follow_guard(node: fx.Node, sizes: Sizes, facts: Facts) -> None:

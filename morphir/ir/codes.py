@@ -62,6 +62,20 @@ _TIES = (
         "tie",
         "{node} cuts equal chunks: channels of the same place in their chunks go together",
     ),
+    Code(
+        "same-count",
+        "tie",
+        "{node} is shaped by the number of some channels and lays out others: they stay equally many",
+    ),
+    Code("same-place", "tie", "channels that {node} lets compete for one place go together"),
+    Code(
+        "same-block", "tie", "{node} makes one of a block of channels, or takes one from it: it goes together"
+    ),
+    Code(
+        "shared-number",
+        "tie",
+        "the module that {node} calls holds one number of channels for all its calls, which stays one",
+    ),
 )
 
 _PRUNE_ONLY = (
@@ -82,6 +96,12 @@ _PRUNE_ONLY = (
         "prune-only",
         "{node} takes a softmax over the channels, so that one more of them changes all others",
         "prune them; to split them too, gate each channel on its own (sigmoid)",
+    ),
+    Code(
+        "channel-scan",
+        "prune-only",
+        "{node} accumulates over the channels, so that one more of them changes all that come after",
+        "prune them; to split them too, put a 1x1 convolution in the place of the scan",
     ),
 )
 
@@ -174,8 +194,8 @@ _FROZEN = (
     Code(
         "channel-pad",
         "frozen",
-        "{node} pads the channels with a constant",
-        "put a projection (a 1x1 convolution) in the place of the padding",
+        "{node} pads the channels in a way that cannot be rewritten: a module, a computed amount, a cut",
+        "pad them with torch.nn.functional.pad and amounts written out; cut them with a slice",
     ),
     Code(
         "literal",
@@ -186,14 +206,32 @@ _FROZEN = (
     Code(
         "computed-slice",
         "frozen",
-        "the bounds of a slice at {node} are computed, or its step is not 1",
-        "slice with literal bounds and step 1, or use split",
+        "the bounds of a slice at {node} are computed, and no fixed share of the number of channels",
+        "slice with literal bounds, or with bounds such as x.size(1) // 2; or use split",
     ),
     Code(
-        "unequal-chunks",
+        "computed-index",
         "frozen",
-        "{node} cuts the channels into chunks of unequal size",
-        "use split with the sizes written out, or a number of channels that the chunks divide",
+        "{node} picks channels by a mask, by several indices, or by an index that the program computes",
+        "pick them by a list, or by a buffer of whole numbers that is read here alone",
+    ),
+    Code(
+        "strided-slice",
+        "frozen",
+        "the last channels, too few to fill a step of the slices at {node}",
+        "use a number of channels that the step divides",
+    ),
+    Code(
+        "reversed",
+        "frozen",
+        "{node} combines the channels with themselves in reversed order: this one is in the middle",
+        "use an even number of channels",
+    ),
+    Code(
+        "merged-dimensions",
+        "frozen",
+        "{node} lays these channels along one dimension together with others",
+        "put a projection (a 1x1 convolution, a linear layer) between them and the view",
     ),
     Code(
         "size-as-value",

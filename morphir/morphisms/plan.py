@@ -67,7 +67,9 @@ def emptied(graph: Graph, copies: Copies) -> Iterator[tuple[str, set[tuple[str, 
             for dim in range(len(value.shape)):
                 along = [layout for layout in value.layouts if layout.dim == dim]
                 if along and not any(_survives(layout, copies) for layout in along):
-                    groups = {(layout.space, group) for layout in along for group in layout.groups if group >= 0}
+                    groups = {
+                        (layout.space, group) for layout in along for group in layout.groups if group >= 0
+                    }
                     if sum(value.copies_along(dim, copies)) == 0:
                         yield name, groups
 
@@ -116,8 +118,8 @@ def _index_map(space: ChannelSpace, morphisms: Mapping[int, Morphism]) -> IndexM
     if len(children) < space.least:
         raise RewriteError(
             f"pruning would leave {len(children)} channel group of {space.name!r}, which needs {space.least}",
-            hint="with a single group, an operator (a grouped convolution, a group norm, a shuffle) takes its "
-            "channels for something else",
+            hint="an operator (a grouped convolution, a group norm, a shuffle) takes the channels of a single "
+            "group for something else",
         )
     thetas: dict[int, Theta] = {
         group: morphism.parameters for group, morphism in morphisms.items() if morphism.parameters

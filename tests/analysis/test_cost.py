@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from morphir.analysis.cost import Cost, cost, delta_cost, delta_cost_of_copies, delta_costs
@@ -95,8 +96,11 @@ def example() -> Tensor:
 
 def counted(model: nn.Module) -> Cost:
     """Counts the parameters of a real model, and half of its floating point operations for one sample."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know the fused kernels
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model.eval()(example())
+    torch.backends.mha.set_fastpath_enabled(fused)
     macs, rest = divmod(counter.get_total_flops(), 2 * BATCH)
     assert rest == 0
     return Cost(sum(p.numel() for p in model.parameters()), macs)

@@ -220,12 +220,14 @@ def test_a_gate_from_vectors_lies_along_the_channels(lay: Callable[[Tensor], Ten
     assert kinds(graph, "conv") == EXACT
 
 
-def test_a_single_channel_follows_views_and_is_frozen_where_positions_cannot_tell_it() -> None:
+def test_a_single_channel_follows_views() -> None:
     model = nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.Conv2d(1, 1, 2), nn.Flatten(), nn.Linear(1, 3))
     graph = trace(model, torch.randn(2, 3, 4, 4))
     assert kinds(graph, "0") == kinds(graph, "2") == EXACT
     flattened = nn.Sequential(nn.Conv2d(3, 1, 3), nn.Flatten(), nn.Linear(4, 3))
-    assert kinds(trace(flattened, torch.randn(2, 3, 4, 4)), "0") == {("frozen", "single-channel", "_1")}
+    graph = trace(flattened, torch.randn(2, 3, 4, 4))
+    assert kinds(graph, "0") == EXACT
+    assert bound(graph, "0")["2.weight", 1] == (0, 0, 0, 0)
 
 
 def test_prelu_and_layer_scale_are_bound() -> None:
@@ -318,12 +320,12 @@ def test_size_one_broadcast_freezes_the_single_channel_only() -> None:
 
 def test_unknown_operator_freezes_with_its_name_and_the_users_line() -> None:
     def forward(net: Net, x: Tensor) -> Tensor:
-        return net.two(torch.cumsum(net.one(x), 1))
+        return net.two(torch.renorm(net.one(x), 2.0, 1, 1.0))
 
     graph = traced(forward, 2, 4, one=nn.Linear(4, 3), two=head(3))
     verdict = graph.spaces["one"].verdict(0)
-    assert (verdict.kind, verdict.code, verdict.node) == ("frozen", "unknown-operator", "cumsum")
-    assert "cumsum" in verdict.reason
+    assert (verdict.kind, verdict.code, verdict.node) == ("frozen", "unknown-operator", "renorm")
+    assert "renorm" in verdict.reason
     assert verdict.source is not None
     assert verdict.source.file == __file__
     assert verdict.source.line == forward.__code__.co_firstlineno + 1
@@ -428,17 +430,29 @@ def test_slices_with_literal_bounds_follow_their_channels() -> None:
     assert kinds(graph, "first") == EXACT
 
 
-def test_slices_with_a_step_or_computed_bounds_are_frozen() -> None:
-    def stepped(net: Net, x: Tensor) -> Tensor:
-        return net.fc(net.first(x)[:, ::2])
+def test_slices_with_a_step_take_one_channel_of_each_block() -> None:
+    graph = traced(
+        lambda net, x: net.fc(net.first(x)[:, ::2]), 2, 3, first=nn.Linear(3, 6), fc=nn.Linear(3, 3)
+    )
+    assert bound(graph, "first")["first.weight", 0] == (0, 0, 1, 1, 2, 2)
+    assert bound(graph, "first")["fc.weight", 1] == (0, 1, 2)
+    assert kinds(graph, "first") == EXACT
 
-    def computed(net: Net, x: Tensor) -> Tensor:
+
+def test_computed_bounds_follow_where_they_are_a_share_of_the_channels() -> None:
+    def halved(net: Net, x: Tensor) -> Tensor:
         x = net.first(x)
         return net.fc(x[:, : x.shape[1] // 2])
 
-    for forward in (stepped, computed):
-        graph = traced(forward, 2, 3, first=nn.Linear(3, 4), fc=nn.Linear(2, 3))
-        assert {kind for kind, _, _ in kinds(graph, "first")} == {"frozen"}
+    def shortened(net: Net, x: Tensor) -> Tensor:
+        x = net.first(x)
+        return net.fc(x[:, : x.shape[1] - 2])
+
+    parts = {"first": nn.Linear(3, 4), "fc": nn.Linear(2, 3)}
+    graph = traced(halved, 2, 3, **parts)
+    assert bound(graph, "first")["first.weight", 0] == (0, 1, 0, 1)
+    assert kinds(graph, "first") == EXACT
+    assert kinds(traced(shortened, 2, 3, **parts), "first") == {("frozen", "computed-slice", "getitem_1")}
 
 
 def test_flip_reverses_the_order() -> None:

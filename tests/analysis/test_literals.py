@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from morphir.analysis.literals import module_attributes, rewrite_literals
+from morphir.analysis.literals import rewrite_literals
+from morphir.analysis.module_literals import module_attributes, rewrite_modules
 from morphir.analysis.spaces import trace
 
 
@@ -101,21 +102,39 @@ def test_attributes_follow_shapes(module: nn.Module, wider: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("middle", "shape"),
+    ("middle", "copies", "wider"),
     [
-        (nn.ChannelShuffle(2), (2, 3, 5, 5)),
-        (nn.Sequential(nn.Unflatten(1, (3, 2)), nn.Flatten(1, 2)), (2, 3, 5, 5)),
+        (nn.ChannelShuffle(2), (2, 1, 1), nn.ChannelShuffle(2)),
+        (nn.Unflatten(1, (6, 1)), SPLIT_SECOND_TWICE, nn.Unflatten(1, (8, 1))),
+        (nn.GroupNorm(6, 6, affine=False), SPLIT_SECOND_TWICE, nn.GroupNorm(8, 8, affine=False)),
+        (nn.GroupNorm(2, 6, affine=False), (2, 1, 1), nn.GroupNorm(2, 8, affine=False)),
+        (nn.InstanceNorm2d(6), SPLIT_SECOND_TWICE, nn.InstanceNorm2d(8)),
+        (
+            nn.LayerNorm((6, 5, 5), elementwise_affine=False),
+            (2, 1, 1, 1, 1, 0),
+            nn.LayerNorm((6, 5, 5), elementwise_affine=False),
+        ),
+        (
+            nn.LayerNorm((6, 5, 5), elementwise_affine=False),
+            (2, 2, 1, 1, 1, 1),
+            nn.LayerNorm((8, 5, 5), elementwise_affine=False),
+        ),
     ],
-    ids=["shuffle", "unflatten"],
+    ids=str,
 )
-def test_modules_that_hold_a_number_of_channels_freeze_it(middle: nn.Module, shape: Sequence[int]) -> None:
-    graph = trace(nn.Sequential(nn.Conv2d(3, 6, 1), middle, nn.Conv2d(6, 2, 1)), torch.randn(*shape))
-    assert {(v.kind, v.code) for v in graph.spaces["0"].verdicts} == {("frozen", "literal")}
+def test_options_of_modules_without_parameters(
+    middle: nn.Module, copies: Sequence[int], wider: nn.Module
+) -> None:
+    program = nn.Sequential(nn.Conv2d(3, 6, 1), middle, nn.Flatten(), nn.Linear(150, 2))
+    graph = trace(program, torch.randn(2, 3, 5, 5))
+    copies = (*copies, *[1] * (graph.spaces["0"].width - len(copies)))
+    rewrite_modules(graph, graph.graph, graph.channels, {"0": copies})
+    assert str(graph.get_submodule("1")) == str(wider)
 
 
 def test_a_norm_without_affine_map_holds_its_own_dimensions_alone() -> None:
     last = nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6, elementwise_affine=False), nn.Linear(6, 2))
     graph = trace(last, torch.randn(2, 3))
-    assert {(v.kind, v.code) for v in graph.spaces["0"].verdicts} == {("frozen", "literal")}
+    assert {(v.kind, v.code) for v in graph.spaces["0"].verdicts} == {("prune-only", "channel-norm")}
     space = nn.Sequential(nn.Conv2d(3, 6, 1), nn.LayerNorm(5, elementwise_affine=False), nn.Conv2d(6, 2, 1))
     assert {v.kind for v in trace(space, torch.randn(2, 3, 5, 5)).spaces["0"].verdicts} == {"exact"}

@@ -15,6 +15,7 @@ from morphir.analysis.spaces import trace
 from morphir.ir.channels import ChannelSpace, Verdict
 from morphir.ir.graph import Graph
 from morphir.morphisms.base import Morphism
+from morphir.morphisms.plan import without_emptying
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
 from morphir.runtime.oracle.oracle import check_graph
@@ -63,7 +64,8 @@ def prove(tmp_path: Path) -> Callable[..., Graph]:
         _check_verdicts(graph)
         for name in ("pytorch", "onnx") if onnx else ("pytorch",):
             changed = copy.deepcopy(graph)
-            transform(changed, [m for space in graph.spaces.values() for m in _alternating(space)])
+            wanted = [morphism for space in graph.spaces.values() for morphism in _alternating(space)]
+            transform(changed, without_emptying(graph, wanted))
             EXPORTERS[name].export(changed, tmp_path / f"network{EXPORTERS[name].suffix}")
         return graph
 
@@ -87,20 +89,23 @@ def _word(verdict: Verdict) -> str:
 def _check_oracle(graph: Graph) -> None:
     for check in check_graph(graph, exports=False):
         assert check.outcome != "failed", check
-        verdicts = () if check.space is None else graph.spaces[check.space].verdicts
-        if any(verdict.kind == "exact" for verdict in verdicts):
-            assert check.outcome == "ok" or (check.check == "prune" and len(verdicts) == 1), check
+        if check.space is not None and _allowed(graph, graph.spaces[check.space], check.check):
+            assert check.outcome == "ok", check
+
+
+def _allowed(graph: Graph, space: ChannelSpace, kind: str) -> list[Morphism]:
+    """Every split or prune of one group alone that the verdicts allow."""
+    if kind == "split":
+        return [Split(space.name, at) for at, verdict in enumerate(space.verdicts) if verdict.kind == "exact"]
+    prunes = [Prune(space.name, at) for at, verdict in enumerate(space.verdicts) if verdict.kind != "frozen"]
+    return [prune for prune in prunes if without_emptying(graph, [prune])]
 
 
 def _check_verdicts(graph: Graph) -> None:
     """Every group alone: what its verdict allows, ``transform`` does."""
     for space in graph.spaces.values():
-        for index, verdict in enumerate(space.verdicts):
-            morphisms: list[Morphism] = [Split(space.name, index)] if verdict.kind == "exact" else []
-            if verdict.kind != "frozen" and space.width > 1:
-                morphisms.append(Prune(space.name, index))
-            for morphism in morphisms:
-                transform(copy.deepcopy(graph), [morphism])
+        for morphism in (*_allowed(graph, space, "split"), *_allowed(graph, space, "prune")):
+            transform(copy.deepcopy(graph), [morphism])
 
 
 def _alternating(space: ChannelSpace) -> list[Morphism]:

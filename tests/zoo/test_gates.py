@@ -205,7 +205,7 @@ def test_gram_matrix(prove: Prove) -> None:
         h = net.one(x).flatten(2)
         return net.head((h @ h.transpose(1, 2)).flatten(1))
 
-    prove(forward, {"one": "4 frozen:bilinear"}, one=conv(3, 4), head=nn.Linear(16, 2))
+    prove(forward, {"one": "4 frozen:merged-dimensions"}, one=conv(3, 4), head=nn.Linear(16, 2))
 
 
 def test_bilinear_layer(prove: Prove) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 Prove = Callable[..., Any]
 
@@ -96,7 +95,7 @@ def test_cut_at_other_places(prove: Prove) -> None:
 
 
 def test_cut_into_chunks_that_are_added(prove: Prove) -> None:
-    """Chunk 1 is ``one`` and two channels of ``two``, chunk 2 the other six: 1 and 7 share a group and so on."""
+    """Chunk 1 is ``one`` and two channels of ``two``, chunk 2 the other five of these."""
 
     def forward(net: Any, x: Tensor) -> Tensor:
         left, right = torch.cat([net.one(x), net.two(x)], 1).chunk(2, 1)

@@ -49,11 +49,11 @@ def test_functional_group_norm(prove: Prove) -> None:
 def test_group_norm_without_affine_map(prove: Prove) -> None:
     prove(
         lambda net, x: net.head(net.norm(net.two(net.each(net.one(x))))),
-        {"one": "4 exact", "two": "2 prune-only:channel-norm"},
+        {"one": "4 exact", "two": "3 prune-only:channel-norm"},
         one=conv(3, 4),
         each=nn.GroupNorm(4, 4, affine=False),
         two=conv(4, 6),
-        norm=nn.GroupNorm(3, 6, affine=False),
+        norm=nn.GroupNorm(2, 6, affine=False),
         head=conv(6, 2),
     )
 
@@ -103,8 +103,8 @@ def test_functional_norms_with_literal_shapes(prove: Prove) -> None:
         forward,
         {
             "one": "4 prune-only:channel-norm",
-            "two": "5 prune-only:channel-norm",
-            "three": "3 prune-only:channel-norm",
+            "two": "5 prune-only:channel-reduction",
+            "three": "3 prune-only:channel-reduction",
         },
         one=conv(3, 4),
         weight=nn.Parameter(torch.rand(4)),
@@ -120,13 +120,13 @@ def test_norms_without_affine_map(prove: Prove) -> None:
 
     def forward(net: Any, x: Tensor) -> Tensor:
         h = net.norm(net.two(net.norm(net.one(x.mean((2, 3))))))
-        return net.head(net.rms(net.three(h))) + net.tail(net.space(net.four(x)).mean((2, 3)))
+        return net.head(net.rms(net.three(h))) + net.tail(net.area(net.four(x)).mean((2, 3)))
 
     prove(
         forward,
         {
             "one": "4 prune-only:channel-norm",
-            "three": "5 prune-only:channel-norm",
+            "three": "5 prune-only:channel-reduction",
             "four": "3 exact",
         },
         one=nn.Linear(3, 4),
@@ -135,7 +135,7 @@ def test_norms_without_affine_map(prove: Prove) -> None:
         three=nn.Linear(4, 5),
         rms=nn.RMSNorm(5, elementwise_affine=False),
         four=conv(3, 3),
-        space=nn.LayerNorm((8, 8)),
+        area=nn.LayerNorm((8, 8)),
         head=nn.Linear(5, 2),
         tail=nn.Linear(3, 2),
     )

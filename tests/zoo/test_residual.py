@@ -63,7 +63,7 @@ def test_shortcut_to_the_model_input(prove: Prove) -> None:
 
 
 def test_zero_padded_shortcut(prove: Prove) -> None:
-    """Zeros stand beside whatever they meet: all eight channels may be split, the middle four in two convs."""
+    """Zeros stand beside whatever they meet: all eight channels may be split, four of them in both."""
 
     def forward(net: Any, x: Tensor) -> Tensor:
         h = net.stem(x)
@@ -81,7 +81,7 @@ def test_zero_padded_shortcut(prove: Prove) -> None:
 
 
 def test_zero_padded_shortcut_by_concatenation(prove: Prove) -> None:
-    """``cat([h, 0 h])``: both halves have as many channels as ``h``, so the second half is tied to the first."""
+    """``cat([h, 0 h])``: both halves have as many channels as ``h``, so that they are tied."""
 
     def forward(net: Any, x: Tensor) -> Tensor:
         h = net.stem(x)

@@ -17,20 +17,22 @@ def conv(inputs: int, outputs: int, kernel: int = 1, **options: Any) -> nn.Conv2
 
 
 def test_channel_shuffle_by_view(prove: Prove) -> None:
+    """Channels 4a + j go to 2j + a: the shuffle ties j in both halves, the grouped head j and j + 2."""
+
     def forward(net: Any, x: Tensor) -> Tensor:
         h = net.one(x)
         n, c, height, width = h.shape
         return net.head(h.view(n, 2, c // 2, height, width).transpose(1, 2).reshape(n, c, height, width))
 
-    prove(forward, {"one": "3 exact"}, onnx=True, one=conv(3, 6), head=conv(6, 2, groups=2))
+    prove(forward, {"one": "2 exact"}, onnx=True, one=conv(3, 8), head=conv(8, 2, groups=2))
 
 
 def test_channel_shuffle_by_literal_view(prove: Prove) -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
-        h = net.one(x).reshape(-1, 3, 2, 8, 8).permute(0, 2, 1, 3, 4).flatten(1, 2)
+        h = net.one(x).reshape(-1, 2, 3, 8, 8).permute(0, 2, 1, 3, 4).flatten(1, 2)
         return net.head(h)
 
-    prove(forward, {"one": "2 exact"}, one=conv(3, 6), head=conv(6, 2))
+    prove(forward, {"one": "3 exact"}, one=conv(3, 6), head=conv(6, 2))
 
 
 def test_channel_shuffle_by_module(prove: Prove) -> None:
@@ -46,9 +48,9 @@ def test_channel_shuffle_by_module(prove: Prove) -> None:
 def test_channel_shuffle_by_function(prove: Prove) -> None:
     prove(
         lambda net, x: net.head(net.two(torch.channel_shuffle(net.one(x), 2))),
-        {"one": "3 exact", "two": "4 exact"},
-        one=conv(3, 6, groups=3),
-        two=conv(6, 8, groups=2),
+        {"one": "2 exact", "two": "4 exact"},
+        one=conv(3, 8),
+        two=conv(8, 8, groups=2),
         head=conv(8, 2),
     )
 
@@ -89,10 +91,10 @@ def test_pixel_shuffle_and_unshuffle(prove: Prove) -> None:
 
 def test_pixel_shuffle_by_hand(prove: Prove) -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
-        h = net.one(x).view(-1, 2, 2, 2, 8, 8).permute(0, 1, 4, 2, 5, 3)
-        return net.head(h.reshape(-1, 2, 16, 16))
+        h = net.one(x).view(-1, 3, 2, 2, 8, 8).permute(0, 1, 4, 2, 5, 3)
+        return net.head(h.reshape(-1, 3, 16, 16))
 
-    prove(forward, {"one": "2 exact"}, one=conv(3, 8), head=conv(2, 2))
+    prove(forward, {"one": "3 exact"}, one=conv(3, 12), head=conv(3, 2))
 
 
 def test_pixel_shuffle_by_a_transposed_kernel(prove: Prove) -> None:

@@ -41,14 +41,15 @@ def _check_write(operation: Operation, outcome: Outcome, facts: Facts) -> None:
         )
 
 
+_MOVING = (movement.move, movement.unsqueeze, movement.expand)
+
+
 def result_origin(operation: Operation) -> Origin:
     """Returns where a result comes from: a moved parameter stays one, arithmetic makes a new value."""
     origins = {operation.origin_of(tensor) for tensor in operation.tensor_inputs}
     if not origins or "activation" in origins:
         return "activation"
-    unchanged = (
-        RULES.get(operation.name) in {movement.move, movement.unsqueeze} or operation.name in pointwise.COPIES
-    )
+    unchanged = RULES.get(operation.name) in _MOVING or operation.name in pointwise.COPIES
     return "parameter" if origins == {"parameter"} and unchanged else "computed"
 
 

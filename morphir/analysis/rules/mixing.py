@@ -154,6 +154,25 @@ def embedding(op: Operation, facts: Facts) -> Outcome:
     return Outcome([(op.result, along(rows, last, op.result.shape))], _use(op, weight, rows, columns, facts))
 
 
+@rule("_trilinear")
+def bilinear_layer(op: Operation, facts: Facts) -> Outcome:
+    """``y[o] = sum of x[i] W[o, i, j] z[j]``: linear in either input, so that each is read by columns."""
+    left, weight, right = op.args[:3]
+    if op.origin_of(weight) != "parameter" or [list(dims) for dims in op.args[3:7]] != _BILINEAR:
+        for tensor in op.tensor_inputs:
+            facts.restrict(op.layers_of(tensor), "frozen", "bilinear", "contracted by a product", op.node)
+        return Outcome([(op.result, ())])
+    rows, first, second = (channel_vector(op.layers_of(weight), dim, facts, op.node) for dim in range(3))
+    assert rows is not None and first is not None and second is not None
+    _read_columns(op, weight, channel_vector(op.layers_of(left), 1, facts, op.node), first, facts)
+    _read_columns(op, weight, channel_vector(op.layers_of(right), 1, facts, op.node), second, facts)
+    uses = [*_use(op, weight, rows, first, facts), *_use(op, weight, rows, second, facts)]
+    return Outcome([(op.result, along(rows, 1, op.result.shape))], uses)
+
+
+_BILINEAR = [[1, 3], [0], [1, 2], [2, 3]]
+
+
 @rule("linear")
 def linear(op: Operation, facts: Facts) -> Outcome:
     """A linear layer that the backend does not decompose."""

@@ -9,8 +9,18 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from morphir.analysis.labels import NO_LABEL, Facts, Layer, Layers, label_dims, normalise, spread
+from morphir.analysis.labels import (
+    NO_LABEL,
+    Facts,
+    Layer,
+    Layers,
+    label_dims,
+    normalise,
+    spread,
+    vector_along,
+)
 from morphir.analysis.rules.operation import Operation, Outcome, rule
+from morphir.analysis.rules.pointwise import unify
 
 # On labels a view may need a copy, since strides of 0 rarely survive a reshape.
 _ON_LABELS: dict[str, Any] = {"view": torch.reshape, "_unsafe_view": torch.reshape, "reshape": torch.reshape}
@@ -115,7 +125,7 @@ def concatenate(op: Operation, facts: Facts) -> Outcome:
 def _joined(layers: Sequence[Layer], dim: int, shape: tuple[int, ...]) -> Layer:
     """A channel joined with itself fills the dimension with one label, and lies along it all the same."""
     if all(set(label_dims(layer)) <= {dim} for layer in layers):
-        vectors = [layer.movedim(dim, -1).reshape(-1, layer.shape[dim])[0] for layer in layers]
+        vectors = [vector_along(layer, dim) for layer in layers]
         return spread(torch.cat(vectors), dim, shape)
     return normalise(torch.cat(list(layers), dim), copied=True)
 
@@ -131,7 +141,7 @@ def repeat(op: Operation, facts: Facts) -> Outcome:
         if scattered:
             layers += _moved_outputs(op, layer)
         else:
-            vector = layer.movedim(dim, -1).reshape(-1, layer.shape[dim])[0]
+            vector = vector_along(layer, dim)
             layers.append(spread(vector.repeat(op.args[1][dim + added]), dim + added, shape))
     return Outcome([(op.result, _told_apart(layers, facts, op.node))])
 
@@ -178,14 +188,83 @@ def stack(op: Operation, facts: Facts) -> Outcome:
 
 @rule("constant_pad_nd")
 def pad(op: Operation, facts: Facts) -> Outcome:
-    """Padding keeps the labels of dimensions that it does not pad; padded channels are constants."""
+    """Padding keeps the labels of dimensions that it does not pad; padded channels get labels of their own.
+
+    A constant may stand beside any channel that it meets, and be doubled or removed with it.
+    """
     source, amounts = op.args[0], list(op.args[1])
     padded = {source.dim() - 1 - i // 2 for i, amount in enumerate(amounts) if amount}
     kept: list[Layer] = []
     for layer in op.layers_of(source):
-        if padded & set(label_dims(layer)):
-            facts.restrict((layer,), "frozen", "channel-pad", "channels are padded with a constant", op.node)
+        dims = label_dims(layer)
+        if padded & set(dims):
+            if len(dims) == 1 and min(amounts) >= 0:
+                kept.append(_padded(op, layer, dims[0], amounts))
+            else:
+                reason = "channels are padded along one of several dimensions, or cut off"
+                facts.restrict((layer,), "frozen", "channel-pad", reason, op.node)
             continue
         first = layer[tuple(slice(0, 1) if dim in padded else slice(None) for dim in range(layer.dim()))]
         kept.append(first.expand(op.result.shape))
+    return Outcome([(op.result, tuple(kept))])
+
+
+def _padded(op: Operation, layer: Layer, dim: int, amounts: Sequence[int]) -> Layer:
+    from_end = 2 * (layer.dim() - 1 - dim)
+    before, after = amounts[from_end : from_end + 2]
+    vector = vector_along(layer, dim)
+    whole = torch.cat([op.axes.extend(op.node, before), vector, op.axes.extend(op.node, after)])
+    return spread(whole, dim, tuple(op.result.shape))
+
+
+@rule("expand")
+def expand(op: Operation, facts: Facts) -> Outcome:
+    """A value that is repeated along a dimension may stand beside any channel that it meets there.
+
+    So every repeated dimension but the batch gets labels of its own.
+    """
+    shape, own = tuple(op.result.shape), tuple(op.args[0].shape)
+    layers = unify([(own, op.layers_of(op.args[0]))], shape, facts, op.node)
+    labelled = {dim for layer in layers for dim in label_dims(layer)}
+    lead = len(shape) - len(own)
+    repeated = [d for d in range(1, len(shape)) if shape[d] > 1 and (d < lead or own[d - lead] == 1)]
+    fresh = [spread(op.axes.extend(op.node, shape[d]), d, shape) for d in repeated if d not in labelled]
+    return Outcome([(op.result, (*layers, *fresh))])
+
+
+@rule("index_select")
+def index_select(op: Operation, facts: Facts) -> Outcome:
+    """Channels that a literal index picks, in its order."""
+    return _picked(op, op.argument("dim"), op.argument("index"), facts)
+
+
+@rule("index")
+def index(op: Operation, facts: Facts) -> Outcome:
+    """The subscript ``x[:, index]``."""
+    indices: Sequence[torch.Tensor | None] = op.argument("indices")
+    given = [dim for dim, picked in enumerate(indices) if picked is not None]
+    picked = indices[given[0]]
+    if len(given) > 1 or picked is None or picked.dtype == torch.bool:
+        layers, reason = op.layers_of(op.args[0]), "picked by several indices, or by a mask"
+        facts.restrict(layers, "frozen", "computed-index", reason, op.node)
+        return Outcome([(op.result, ())])
+    return _picked(op, given[0], picked, facts)
+
+
+def _picked(op: Operation, dim: int, picked: torch.Tensor, facts: Facts) -> Outcome:
+    source: torch.Tensor = op.args[0]
+    dim, places, shape = dim % source.dim(), op.literal_of(picked), tuple(op.result.shape)
+    added = op.result.dim() - source.dim() + 1
+    kept: list[Layer] = []
+    for layer in op.layers_of(source):
+        strides = [*layer.stride()[:dim], *[0] * added, *layer.stride()[dim + 1 :]]
+        if dim not in label_dims(layer):
+            kept.append(layer.as_strided(shape, strides, layer.storage_offset()))
+        elif places is None or places.dim() != 1:
+            reason = "picked by an index that the program computes"
+            facts.restrict((layer,), "frozen", "computed-index", reason, op.node)
+        elif label_dims(layer) == (dim,):
+            kept.append(spread(vector_along(layer, dim)[places.long().cpu()], dim, shape))
+        else:
+            kept.append(normalise(layer.index_select(dim, places.long().cpu()), copied=True))
     return Outcome([(op.result, tuple(kept))])

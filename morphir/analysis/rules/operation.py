@@ -43,6 +43,7 @@ class Operation:
         node: Name of the graph node that runs.
         layers_of: Tensor to its label layers.
         origin_of: Tensor to where its value comes from.
+        literal_of: Tensor to its values, for indices that the program holds as lists or buffers; else to None.
         axes: Which label belongs to which axis.
     """
 
@@ -53,6 +54,7 @@ class Operation:
     node: str
     layers_of: Callable[[torch.Tensor], Layers]
     origin_of: Callable[[torch.Tensor], Origin]
+    literal_of: Callable[[torch.Tensor], torch.Tensor | None]
     axes: AxisLabels
 
     @property

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from morphir.analysis.labels import Facts, Layer, Layers, compact, label_dims
+import torch
+
+from morphir.analysis.labels import NO_LABEL, Facts, Layer, Layers, compact, label_dims
 from morphir.analysis.rules.operation import Operation, Outcome, rule
 
-COPIES = ("clone", "detach", "alias", "_to_copy", "lift_fresh", "contiguous", "expand")
+COPIES = ("clone", "detach", "alias", "_to_copy", "lift_fresh", "contiguous")
 Operand = tuple[tuple[int, ...], Layers]
 
 
@@ -25,7 +27,6 @@ Operand = tuple[tuple[int, ...], Layers]
     "where",
     "masked_fill",
     "rrelu_with_noise",
-    "expand",
     "fill",
     "hardswish",
     "hardsigmoid",
@@ -50,7 +51,9 @@ def restride(op: Operation, facts: Facts) -> Outcome:
     return Outcome([(op.result, op.layers_of(source))])
 
 
-@rule("rand_like", "randn_like", "randint_like", "new_empty", "new_zeros", "new_ones", "new_full", "bernoulli")
+@rule(
+    "rand_like", "randn_like", "randint_like", "new_empty", "new_zeros", "new_ones", "new_full", "bernoulli"
+)
 @rule("device", "sym_size", "sym_stride", "sym_numel")
 def shape_only(op: Operation, facts: Facts) -> Outcome:
     """Reads a shape and no value: the result has no channels."""
@@ -58,7 +61,10 @@ def shape_only(op: Operation, facts: Facts) -> Outcome:
 
 
 def unify(operands: Sequence[Operand], shape: tuple[int, ...], facts: Facts, node: str) -> Layers:
-    """Returns the layers of ``operands`` broadcast to ``shape``; ties those along the same dimensions."""
+    """Returns the layers of ``operands`` broadcast to ``shape``; ties those along the same dimensions.
+
+    A layer that meets a value without labels is frozen, and of no more interest.
+    """
     placed: list[tuple[int, Layer]] = []
     for index, (own, layers) in enumerate(operands):
         lead = len(shape) - len(own)
@@ -67,19 +73,45 @@ def unify(operands: Sequence[Operand], shape: tuple[int, ...], facts: Facts, nod
                 _freeze_broadcast(layer, facts, node)
             else:
                 placed.append((index, layer.expand(shape)))
-    for index, layer in placed:
-        _freeze_where_unlabelled(index, layer, placed, operands, shape, facts, node)
+    met = [_meets_labels(at, layer, placed, operands, shape) for at, layer in placed]
+    alone = [layer for (_, layer), labelled in zip(placed, met, strict=True) if not labelled]
+    reason = "combined with a value that has no channels there"
+    facts.restrict(alone, "frozen", "meets-constant", reason, node)
     result: list[Layer] = []
-    for _, layer in placed:
+    for (_, layer), labelled in zip(placed, met, strict=True):
+        if not labelled:
+            continue
         twin = next((other for other in result if set(label_dims(other)) & set(label_dims(layer))), None)
         if twin is None:
             result.append(layer)
         else:
-            mine, theirs = compact(twin), compact(layer)
-            met = [max(extents) for extents in zip(mine.shape, theirs.shape, strict=True)]
-            left, right = mine.expand(met), theirs.expand(met)
-            facts.tie(left, right, "same-position", node)
+            _tie_twins(twin, layer, facts, node)
     return tuple(result)
+
+
+def _tie_twins(twin: Layer, layer: Layer, facts: Facts, node: str) -> None:
+    """Ties two layers position by position; freezes a channel that meets a place without one."""
+    mine, theirs = compact(twin), compact(layer)
+    met = [max(extents) for extents in zip(mine.shape, theirs.shape, strict=True)]
+    left, right = mine.expand(met), theirs.expand(met)
+    facts.tie(left, right, "same-position", node)
+    if left.min() == NO_LABEL or right.min() == NO_LABEL:
+        alone = [left[right == NO_LABEL], right[left == NO_LABEL]]
+        reason = "combined with a value that has no channels there"
+        facts.restrict(alone, "frozen", "meets-constant", reason, node)
+    fixed = _turning_point(left, right)
+    if fixed is not None:
+        reason = "meets itself in reversed order: its halves would meet each other"
+        facts.restrict((fixed,), "frozen", "reversed", reason, node)
+
+
+def _turning_point(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor | None:
+    """Returns the label that stands in the middle of two orders of which one is the other reversed."""
+    a, b = left.reshape(-1), right.reshape(-1)
+    middle = a.numel() // 2
+    if a.numel() < 3 or a.numel() % 2 == 0 or not torch.equal(a, b.flip(0)) or torch.equal(a, b):
+        return None
+    return a[middle : middle + 1]
 
 
 def _freeze_broadcast(layer: Layer, facts: Facts, node: str) -> None:
@@ -88,16 +120,14 @@ def _freeze_broadcast(layer: Layer, facts: Facts, node: str) -> None:
     )
 
 
-def _freeze_where_unlabelled(
+def _meets_labels(
     index: int,
     layer: Layer,
     placed: Sequence[tuple[int, Layer]],
     operands: Sequence[Operand],
     shape: tuple[int, ...],
-    facts: Facts,
-    node: str,
-) -> None:
-    """Freezes a layer that meets, position by position, a value whose positions are no channels."""
+) -> bool:
+    """Whether every operand that a layer meets, position by position, has labels there too."""
     for other, (own, _) in enumerate(operands):
         lead = len(shape) - len(own)
         if other == index:
@@ -105,10 +135,5 @@ def _freeze_where_unlabelled(
         for dim in label_dims(layer):
             labelled = any(where == other and dim in label_dims(theirs) for where, theirs in placed)
             if dim >= lead and own[dim - lead] > 1 and not labelled:
-                facts.restrict(
-                    (layer,),
-                    "frozen",
-                    "meets-constant",
-                    "combined with a value that has no channels there",
-                    node,
-                )
+                return False
+    return True

@@ -26,6 +26,7 @@ from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelSpace, VerdictKind
 from morphir.ir.graph import Graph
 from morphir.morphisms.base import Morphism
+from morphir.morphisms.plan import without_emptying
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
 from morphir.runtime.oracle.checks import TOLERANCE, Check, Outcome, relative_difference, summary
@@ -143,8 +144,11 @@ class _Subject:
         space = self.graph.space(name)
         if check == "split":
             return [Split(name, index) for index in self._choose(space, "exact", space.width)]
-        exact = self._choose(space, "exact", space.width - 1)
-        return [Prune(name, i) for i in exact or self._choose(space, "prune-only", space.width - 1)]
+        for kind in _PRUNABLE:
+            chosen = self._choose(space, kind, space.width - space.least)
+            if prunes := without_emptying(self.graph, [Prune(name, index) for index in chosen]):
+                return list(prunes)
+        return []
 
     def plan(self) -> Check:
         """Changes a random quarter of all groups at once, for good: half of them split, half pruned."""
@@ -165,7 +169,7 @@ class _Subject:
         groups = [(name, i) for name, space in spaces.items() for i in _groups(space, kinds)]
         rng = random.Random(self.seed)
         chosen = rng.sample(groups, min(len(groups), max(1, len(groups) // 4)))
-        left = {name: space.width - 1 for name, space in spaces.items()}
+        left = {name: space.width - space.least for name, space in spaces.items()}
         morphisms: list[Morphism] = []
         for position, (name, index) in enumerate(chosen):
             exact = spaces[name].verdict(index).kind == "exact"
@@ -174,7 +178,7 @@ class _Subject:
                 morphisms.append(Prune(name, index))
             elif exact:
                 morphisms.append(Split(name, index))
-        return morphisms
+        return without_emptying(self.graph, morphisms)
 
     def _choose(self, space: ChannelSpace, kind: VerdictKind, most: int) -> list[int]:
         """Picks about a third of the groups, so that changed and unchanged channels lie side by side."""
@@ -263,7 +267,7 @@ def _removed(morphisms: Iterable[Morphism]) -> Removed:
 def _refusal(check: str, space: ChannelSpace) -> Check:
     verdicts = [verdict for verdict in space.verdicts if verdict.kind != "exact"]
     if not verdicts:
-        detail = "its one channel group has to stay"
+        detail = "its channel groups have to stay"
         return Check(check, "refused", space.name, detail=detail, code="nothing-left")
     first = verdicts[0]
     reason = (first.reason, first.node, _text(first.source), first.code)

@@ -128,7 +128,7 @@ class Facts:
     def keep_several(self, vector: torch.Tensor) -> None:
         """Notes that a rewrite has to leave two groups of each space in ``vector``.
 
-        A convolution in groups of one channel is a depthwise convolution; a shuffle of ``[groups, 1]`` is none.
+        A convolution in groups of one channel is depthwise; a shuffle of ``[groups, 1]`` is none.
         """
         self.plural.append(np.unique(vector.reshape(-1).numpy()))
 

@@ -274,6 +274,19 @@ _REFUSED = (
         "keep at least one channel group in every space",
     ),
     Code(
+        "nothing-read",
+        "refused",
+        "{node} would yield no channel at all",
+        "keep at least one of the channels that this operator cuts out or reads",
+    ),
+    Code(
+        "too-few-left",
+        "refused",
+        "one channel group of the space would be left, whose channels an operator takes for something else: "
+        "a convolution in groups of one channel is depthwise, a norm of one channel mixes none",
+        "keep at least two channel groups in this space",
+    ),
+    Code(
         "named-twice",
         "refused",
         "one channel group is named by two morphisms",

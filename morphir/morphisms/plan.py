@@ -50,7 +50,8 @@ def index_maps(graph: Graph, morphisms: Iterable[Morphism]) -> tuple[IndexMap, .
             "pruning would leave nothing of the channels here",
             node=node,
             source=source_of(graph.node(node)),
-            hint="keep at least one of the channels that this operator cuts out or lays together",
+            hint=suggestion_for("nothing-read"),
+            code="nothing-read",
         )
     return maps
 
@@ -118,8 +119,8 @@ def _index_map(space: ChannelSpace, morphisms: Mapping[int, Morphism]) -> IndexM
     if len(children) < space.least:
         raise RewriteError(
             f"pruning would leave {len(children)} channel group of {space.name!r}, which needs {space.least}",
-            hint="an operator (a grouped convolution, a group norm, a shuffle) takes the channels of a single "
-            "group for something else",
+            hint=suggestion_for("too-few-left"),
+            code="too-few-left",
         )
     thetas: dict[int, Theta] = {
         group: morphism.parameters for group, morphism in morphisms.items() if morphism.parameters

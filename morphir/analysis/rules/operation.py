@@ -43,7 +43,7 @@ class Operation:
         node: Name of the graph node that runs.
         layers_of: Tensor to its label layers.
         origin_of: Tensor to where its value comes from.
-        literal_of: Tensor to its values, for indices that the program holds as lists or buffers; else to None.
+        literal_of: Tensor to its values, for an index that the program holds as a list or buffer; else None.
         axes: Which label belongs to which axis.
     """
 

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from morphir.analysis.literals import module_attributes
+from morphir.analysis.module_literals import module_attributes
 from morphir.ir.channels import Value
 from morphir.ir.state import own_state
 from morphir.runtime.learning.folded_norm import FoldedNorm

@@ -5,9 +5,11 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTHON ?=
 TESTS ?=
+EXAMPLES ?= 2000
+SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check format bench conformance clean
+.PHONY: help setup demo test fuzz lint check format bench conformance clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +21,9 @@ demo: $(STAMP) ## grow a small VGG-19 on digits and export it to runs/demo
 
 test: $(STAMP) ## run the tests (TESTS=path picks some)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(TESTS)
+
+fuzz: $(STAMP) ## check many random networks (EXAMPLES=2000 SEED=0)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m random_networks --examples $(EXAMPLES) --seed $(SEED)
 
 lint: $(STAMP) ## format check, lint, types, import arrows
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """The long run: every property on many random networks, counted, failures kept as source.
 
-    PYTHONPATH=tests python -m random_networks --examples 2000 --seed 0
+PYTHONPATH=tests python -m random_networks --examples 2000 --seed 0
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from collections import Counter
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from torch.onnx._internal._lazy_import import onnxscript_apis
+
 from random_networks.constructs.table import CONSTRUCTS
 from random_networks.draft import Network
 from random_networks.networks import networks
 from random_networks.properties import ALL_TARGETS, findings
-from torch.onnx._internal._lazy_import import onnxscript_apis
 
 HANGS = 300
 """Seconds after which a single network is taken to hang."""
@@ -65,9 +66,8 @@ class Tally:
         lines = [f"{self.examples} networks", ""]
         for name, counts in self.outcomes.items():
             each = self.seconds[name] / max(self.examples, 1)
-            lines.append(
-                f"{name:<16}{counts['ok']:>7} ok{counts['failed']:>6} failed{counts['n/a']:>6} n/a{each:>8.2f} s"
-            )
+            outcomes = "".join(f"{counts[outcome]:>7} {outcome}" for outcome in ("ok", "failed", "n/a"))
+            lines.append(f"{name:<16}{outcomes}{each:>8.2f} s")
         names = [f"{name} {count}" for name, count in self.constructs.most_common()]
         lines += ["", f"networks with each construct: {', '.join(names)}"]
         lines += ["", f"{len(self.failed)} faults", *self.failed]
@@ -80,7 +80,9 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-onnx", action="store_true", help="leave out the ONNX export")
-    parser.add_argument("--out", type=Path, default=Path("runs/random-networks"), help="where failing ones go")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/random-networks"), help="where failing ones go"
+    )
     options = parser.parse_args()
     _build_the_operator_table_once()
     warnings.simplefilter("ignore")

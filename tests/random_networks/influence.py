@@ -2,9 +2,9 @@
 
 The oracle believes what the analysis says about who reads a group. This file does not. It knows which nodes
 mix channels from their types alone, and cuts the program there: a mixing node reads what it read before,
-whatever reaches it. Then a group's kernel rows and region parameters are perturbed. Every number that changes
-has to lie where the analysis says that the group lies, and the group has to reach the edges that it is said to
-have, and no others.
+whatever reaches it. Then a group's kernel rows and region parameters are perturbed. Every number that
+changes has to lie where the analysis says that the group lies, and the group has to reach the edges that it
+is said to have, and no others.
 
 Splits with theta other than 0 are compared with two worlds. One computes with ``w + theta``, the other with
 ``w - theta``, and a node that mixes channels reads the mean of the two.
@@ -25,7 +25,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from exporters.inputs import random_inputs
-from morphir.ir.channels import AxisBinding, ChannelSpace, Role
+from morphir.ir.channels import AxisBinding, ChannelSpace
 from morphir.ir.graph import Graph
 from morphir.ir.state import named_state
 from morphir.morphisms.split import Split
@@ -90,7 +90,7 @@ class Subject:
             run.env.update(own)
 
     def rerun(self, touched: Collection[str]) -> Values:
-        """Runs what depends on parameters that were touched, up to where it is mixed; returns what that yields.
+        """Runs what depends on parameters that were touched, up to where it is mixed; returns its values.
 
         Args:
             touched: ``state_dict`` keys.
@@ -136,17 +136,16 @@ def wrong_claims(subject: Subject, seed: int, *, most: int = 3) -> Iterator[str]
     for space in subject.graph.spaces.values():
         exact = [index for index, verdict in enumerate(space.verdicts) if verdict.kind == "exact"]
         for group in sorted(rng.sample(exact, min(most, len(exact)))):
-            everywhere = _changed(subject, space, group, ("producer", "region"), seed)
-            yield from _outside(subject.graph, space, group, everywhere)
-            made = _changed(subject, space, group, ("producer",), seed)
-            yield from _wrong_edges(subject, space, group, made)
+            changed = _changed(subject, space, group, seed)
+            yield from _outside(subject.graph, space, group, changed)
+            yield from _wrong_edges(subject, space, group, changed)
 
 
-def _changed(
-    subject: Subject, space: ChannelSpace, group: int, roles: Collection[Role], seed: int
-) -> dict[str, list[Tensor]]:
+def _changed(subject: Subject, space: ChannelSpace, group: int, seed: int) -> dict[str, list[Tensor]]:
     """Returns, for every node, which numbers change with the group's parameters: a mask for each tensor."""
-    bindings = [binding for binding in space.bindings if binding.role in roles and group in binding.groups]
+    bindings = [
+        binding for binding in space.bindings if binding.role != "consumer" and group in binding.groups
+    ]
     found: dict[str, list[Tensor]] = {}
     # Of both signs, so that a rectifier passes one of them at every position.
     for scale in (1.0, 20.0, -20.0):
@@ -208,9 +207,8 @@ def _outside(
                     positions = [at for at, owner in enumerate(layout.groups) if owner == group]
                     claimed.index_fill_(layout.dim, torch.tensor(positions, dtype=torch.long), True)
             if (stray := (mask & ~claimed).nonzero()).numel():
-                yield (
-                    f"{space.name}[{group}] reaches %{name} at {stray[0].tolist()}, where it is not said to lie"
-                )
+                where = f"%{name} at {stray[0].tolist()}"
+                yield f"{space.name}[{group}] reaches {where}, where it is not said to lie"
 
 
 def _wrong_edges(
@@ -228,11 +226,12 @@ def _wrong_edges(
         for at, owner in enumerate(groups):
             # What is 0 whatever its group does may lie anywhere.
             if owner == group and not mask.select(dim, at).any() and value.select(dim, at).any():
-                yield f"{space.name}[{group}] does not reach %{tensor} at {at}, where %{node} is said to read it"
+                where = f"%{tensor} at {at}"
+                yield f"{space.name}[{group}] does not reach {where}, where %{node} is said to read it"
 
 
 def wrong_split(subject: Subject, seed: int) -> str:
-    """Splits about a third of all exact groups with random thetas; says in words what is wrong, if anything."""
+    """Splits about a third of all exact groups with random thetas; says in words what is wrong, if any."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     spaces = subject.graph.spaces
     exact = [
@@ -242,7 +241,9 @@ def wrong_split(subject: Subject, seed: int) -> str:
         if verdict.kind == "exact"
     ]
     chosen = rng.sample(exact, -(-len(exact) // 3))
-    splits = [Split(name, index, _thetas(subject.graph, spaces[name], index, generator)) for name, index in chosen]
+    splits = [
+        Split(name, index, _thetas(subject.graph, spaces[name], index, generator)) for name, index in chosen
+    ]
     worlds = [_world(subject.graph, splits, sign) for sign in (1, -1)]
     first, second = (_tensors(values["output"]) for values in subject.worlds(worlds))
     wanted = [(left + right) / 2 for left, right in zip(first, second, strict=True)]
@@ -251,16 +252,18 @@ def wrong_split(subject: Subject, seed: int) -> str:
     with torch.no_grad():
         found = _tensors(changed(*pytree.tree_map(torch.clone, subject.inputs)))
     difference = relative_difference(found, wanted)
-    return "" if difference <= TOLERANCE else f"{', '.join(map(str, splits))}: outputs differ by {difference:.3g}"
+    return (
+        ""
+        if difference <= TOLERANCE
+        else f"{', '.join(map(str, splits))}: outputs differ by {difference:.3g}"
+    )
 
 
 def _mean(worlds: Sequence[Any]) -> Any:
     return pytree.tree_map(lambda *values: sum(values) / len(values), *worlds)
 
 
-def _thetas(
-    graph: Graph, space: ChannelSpace, group: int, generator: torch.Generator
-) -> dict[str, Tensor]:
+def _thetas(graph: Graph, space: ChannelSpace, group: int, generator: torch.Generator) -> dict[str, Tensor]:
     thetas: dict[str, Tensor] = {}
     for producer in space.producers:
         kernel = named_state(graph)[producer.parameter]

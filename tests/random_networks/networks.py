@@ -33,10 +33,8 @@ def networks(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Network:
     for _ in range(draft.pick((1, 2, 3, 4, 5, 6, 8))):
         value = _extended(draft, value)
     outputs = [_auxiliary(draft, value)] if draft.pick((False, False, False, True)) else []
-    if draft.pick((True, True, True, False)):
-        value = _headed(draft, value)
-    else:
-        value = mixing.mix(draft, value, 3)
+    headed = draft.pick((True, True, True, False))
+    value = _headed(draft, value) if headed else mixing.mix(draft, value, 3)
     return draft.finish(_returned(draft, [value, *outputs]))
 
 

@@ -7,12 +7,31 @@ from random_networks.constructs.table import both, construct, dims, images, maps
 from random_networks.draft import Draft, Value
 
 _ACTIVATIONS = (
-    *("torch.relu({})", "F.gelu({})", "F.silu({})", "{}.sigmoid()", "F.hardswish({})", "F.leaky_relu({}, 0.1)"),
+    *(
+        "torch.relu({})",
+        "F.gelu({})",
+        "F.silu({})",
+        "{}.sigmoid()",
+        "F.hardswish({})",
+        "F.leaky_relu({}, 0.1)",
+    ),
     *("{}.tanh()", "F.relu6({})", "F.softplus({})", "F.hardsigmoid({})", "{}.clamp(-1, 1)", "F.elu({})"),
-    *("{0} * {0}", "{0} * torch.tanh(F.softplus({0}))", "1 - {0} / 2", "torch.where({0} > 0, {0}, {0} * 0.1)"),
+    *(
+        "{0} * {0}",
+        "{0} * torch.tanh(F.softplus({0}))",
+        "1 - {0} / 2",
+        "torch.where({0} > 0, {0}, {0} * 0.1)",
+    ),
     *("{}.abs().sqrt()", "(-{}).exp().add(1).reciprocal()", "torch.maximum({0}, {0} * 0.3)"),
 )
-_MODULES = ("nn.ReLU()", "nn.ReLU(inplace=True)", "nn.SiLU()", "nn.Hardswish()", "nn.Mish()", "nn.Dropout(0.3)")
+_MODULES = (
+    "nn.ReLU()",
+    "nn.ReLU(inplace=True)",
+    "nn.SiLU()",
+    "nn.Hardswish()",
+    "nn.Mish()",
+    "nn.Dropout(0.3)",
+)
 
 
 @construct()
@@ -136,7 +155,9 @@ def squeeze_excite(draft: Draft, value: Value) -> Value:
     around = tuple(range(2, rank + 2))
     if draft.pick((True, False)):
         pooled = draft.line(f"{name}.mean({around}, keepdim=True)", (own, *([1] * rank)))
-        gate = mix(draft, draft.line(f"{mix(draft, pooled, hidden).name}.relu()", (hidden, *pooled.space)), own)
+        gate = mix(
+            draft, draft.line(f"{mix(draft, pooled, hidden).name}.relu()", (hidden, *pooled.space)), own
+        )
         return draft.line(f"{name} * {gate.name}.sigmoid()", value.shape)
     pooled = draft.line(f"{name}.mean({around})", (own,))
     gate = mix(draft, draft.line(f"{mix(draft, pooled, hidden).name}.relu()", (hidden,)), own)

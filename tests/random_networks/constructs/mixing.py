@@ -12,9 +12,7 @@ def mix(draft: Draft, value: Value, width: int, kernel: int = 1) -> Value:
         layer = draft.part("linear", f"nn.Linear({value.channels}, {width})")
     else:
         padding = f", padding={kernel // 2}" if kernel > 1 else ""
-        layer = draft.part(
-            "conv", f"nn.Conv{value.rank}d({value.channels}, {width}, {kernel}{padding})"
-        )
+        layer = draft.part("conv", f"nn.Conv{value.rank}d({value.channels}, {width}, {kernel}{padding})")
     return draft.line(f"{layer}({value.name})", (width, *value.space))
 
 
@@ -75,7 +73,8 @@ def functional(draft: Draft, value: Value) -> Value:
     kernel = draft.parameter(width, value.channels // groups, *([3] * value.rank))
     bias = draft.pick((f", {draft.parameter(width)}", ""))
     return draft.line(
-        f"F.conv{value.rank}d({value.name}, {kernel}{bias}, padding=1, groups={groups})", (width, *value.space)
+        f"F.conv{value.rank}d({value.name}, {kernel}{bias}, padding=1, groups={groups})",
+        (width, *value.space),
     )
 
 
@@ -83,7 +82,9 @@ def functional(draft: Draft, value: Value) -> Value:
 def einsum(draft: Draft, value: Value) -> Value:
     width = draft.width()
     kernel = draft.parameter(width, value.channels)
-    return draft.line(f'torch.einsum("nchw,dc->ndhw", {value.name}, {kernel}).contiguous()', (width, *value.space))
+    return draft.line(
+        f'torch.einsum("nchw,dc->ndhw", {value.name}, {kernel}).contiguous()', (width, *value.space)
+    )
 
 
 @construct(images)
@@ -107,9 +108,7 @@ def square(draft: Draft, value: Value) -> str:
     """Adds a module that keeps the number of channels."""
     if not value.rank:
         return draft.part("linear", f"nn.Linear({value.channels}, {value.channels})")
-    return draft.part(
-        "conv", f"nn.Conv{value.rank}d({value.channels}, {value.channels}, 3, padding=1)"
-    )
+    return draft.part("conv", f"nn.Conv{value.rank}d({value.channels}, {value.channels}, 3, padding=1)")
 
 
 @construct()

@@ -41,7 +41,8 @@ def split(draft: Draft, value: Value) -> Value:
     """Into pieces of given sizes, put together in another order."""
     sizes = (1, value.channels - 2, 1)
     first, middle, last = draft.lines(
-        f"{value.name}.split([{', '.join(map(str, sizes))}], dim=1)", *((size, *value.space) for size in sizes)
+        f"{value.name}.split([{', '.join(map(str, sizes))}], dim=1)",
+        *((size, *value.space) for size in sizes),
     )
     if draft.pick((True, False)):
         expression = f"torch.cat([{middle.name}, {last.name}, {first.name}.tanh()], 1)"
@@ -92,7 +93,7 @@ def flip(draft: Draft, value: Value) -> Value:
 def index_select(draft: Draft, value: Value) -> Value:
     """By a buffer of indices: a permutation, or one that drops and repeats channels."""
     own = value.channels
-    order = draft.pick((tuple(range(1, own)) + (0,), (own - 1, 0, 0)))
+    order = draft.pick(((*range(1, own), 0), (own - 1, 0, 0)))
     name = f"order{len(draft.init)}"
     draft.init.append(f'self.register_buffer("{name}", torch.tensor({list(order)}))')
     forms = (f"{value.name}.index_select(1, self.{name})", f"{value.name}[:, self.{name}]")
@@ -123,7 +124,8 @@ def shuffle(draft: Draft, value: Value) -> Value:
     own, groups, name = value.channels, 2, value.name
     module = draft.part("shuffle", f"nn.ChannelShuffle({groups})") if value.rank == 2 else None
     forms = [
-        f"{name}.view(-1, {groups}, {own // groups}{dims(value)}).transpose(1, 2).reshape(-1, {own}{dims(value)})",
+        f"{name}.view(-1, {groups}, {own // groups}{dims(value)}).transpose(1, 2)"
+        f".reshape(-1, {own}{dims(value)})",
         f"{name}.view({name}.size(0), {groups}, {name}.size(1) // {groups}{dims(value)})"
         f".transpose(1, 2).reshape({name}.size(0), -1{dims(value)})",
         f"{name}.unflatten(1, ({groups}, -1)).transpose(1, 2).flatten(1, 2)",
@@ -139,7 +141,8 @@ def pixel_shuffle(draft: Draft, value: Value) -> Value:
     own, name = value.channels // 4, value.name
     forms = (
         f"F.pixel_shuffle({name}, 2)",
-        f"{name}.view(-1, {own}, 2, 2, {h}, {w}).permute(0, 1, 4, 2, 5, 3).reshape(-1, {own}, {2 * h}, {2 * w})",
+        f"{name}.view(-1, {own}, 2, 2, {h}, {w}).permute(0, 1, 4, 2, 5, 3)"
+        f".reshape(-1, {own}, {2 * h}, {2 * w})",
     )
     return draft.line(draft.pick(forms), (own, 2 * h, 2 * w))
 
@@ -203,7 +206,8 @@ def attention(draft: Draft, value: Value) -> Value:
         scores = f"({query}({tokens.name}) @ {key}({tokens.name}).transpose(1, 2)).softmax(-1)"
         forms = (
             f"{scores} @ {val}({tokens.name})",
-            f"F.scaled_dot_product_attention({query}({tokens.name}), {key}({tokens.name}), {val}({tokens.name}))",
+            f"F.scaled_dot_product_attention({query}({tokens.name}), {key}({tokens.name}), "
+            f"{val}({tokens.name}))",
         )
         mixed = f"{last}({draft.pick(forms)})"
     return draft.line(f"{name} + {mixed}.transpose(1, 2).unflatten(2, ({h}, {w})).contiguous()", value.shape)

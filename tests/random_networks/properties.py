@@ -50,7 +50,7 @@ def findings(network: Network, seed: int, targets: Collection[str] = ALL_TARGETS
         at = "theta"
         yield Finding(at, wrong_split(subject, seed))
         at = "oracle"
-        for check in check_graph(graph, seed=seed, targets=targets):
+        for check in check_graph(graph, seed=seed, exports=True if targets is None else targets):
             site = f"{check.space}: " if check.space else ""
             fault = f"{site}{check.detail}" if check.outcome == "failed" else ""
             yield Finding(check.check, fault, check.outcome != "refused")

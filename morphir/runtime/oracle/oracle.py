@@ -40,6 +40,9 @@ from passes.transform import transform
 __all__ = ["TOLERANCE", "Check", "Outcome", "check_graph", "relative_difference", "summary"]
 
 
+_PRUNABLE: tuple[VerdictKind, ...] = ("exact", "prune-only")
+
+
 def check_graph(
     graph: Graph,
     *,

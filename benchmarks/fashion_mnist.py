@@ -2,15 +2,18 @@
 
     python benchmarks/fashion_mnist.py --data-dir data --seeds 0 1 2 --budget final total
     python benchmarks/fashion_mnist.py --data-dir data --model resnet20 --width 8 --out runs/resnet20
+    python benchmarks/fashion_mnist.py --data-dir data --seeds 3 4 --arms again mirrored \
+        --widths-of runs/fashion-mnist/seed-2/grown/result.json --out runs/layout
 
 For each seed: ``grown`` is VGG-19 with 16 channels a layer (or another of MorphIR's seeds), grown by the
 preset, its architecture retrained from new weights. ``seed`` is the network that it grew from, ``wide`` the
 narrowest uniform one with at least as many parameters as the grown one, ``same-macs`` that with at least as
 many MACs; ``mirrored`` (VGG-19 alone) has the grown network's widths in reverse order: as many parameters,
-laid out the other way. All are trained by the very same code: the final training of a run without growth
-phases, so optimizer, schedule and augmentation are the same. A budget says for how many epochs: ``final``, as
-many as the grown architecture's retraining; ``total``, as many as the whole grown run, where an epoch of
-morphism learning counts as one of training.
+laid out the other way. ``again`` has the grown network's widths, from the new weights of another seed; with
+``--widths-of``, which takes them from an earlier result, nothing is grown. All are trained by the very same
+code: the final training of a run without growth phases, so optimizer, schedule and augmentation are the same.
+A budget says for how many epochs: ``final``, as many as the grown architecture's retraining; ``total``, as
+many as the whole grown run, where an epoch of morphism learning counts as one of training.
 
 A stopped run continues where it was: each (seed, arm) has a run directory and is resumed or, when finished,
 skipped. Writes ``results.json`` and ``results.md`` after every arm.
@@ -37,7 +40,7 @@ from morphir.seeds import SEEDS, VGG19, resolve
 from morphir.seeds.layers import initialise
 
 SEED_WIDTH = 16
-ARMS = ("seed", "wide", "same-macs", "mirrored")
+ARMS = ("seed", "wide", "same-macs", "mirrored", "again")
 Width = int | list[int]
 Build = Callable[[Width], morphir.Graph]
 
@@ -66,6 +69,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--budget", choices=["final", "total"], nargs="+", default=["final"])
     parser.add_argument("--arms", choices=ARMS, nargs="+", default=ARMS[:3], help="beside the grown network")
+    parser.add_argument("--widths-of", type=Path, help="result.json of a grown network: none is grown")
     parser.add_argument("--model", choices=sorted(SEEDS), default="vgg19")
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--data-dir")
@@ -84,13 +88,18 @@ def run_seed(dataset: Dataset, config: morphir.GrowthConfig, seed: int, options:
     config = config.model_copy(update={"seed": seed})
     folder = options.out / f"seed-{seed}"
     build = partial(trace, dataset, options.model)
-    grown = run(dataset, build, options.width, config, folder / "grown")
-    yield {"seed": seed, "arm": "grown", "width": options.width, **grown}
+    if options.widths_of:
+        grown = json.loads(options.widths_of.read_text())
+    else:
+        grown = run(dataset, build, options.width, config, folder / "grown")
+        yield {"seed": seed, "arm": "grown", "width": options.width, **grown}
+    grown_widths = list(grown["widths"].values())[:-1]  # without the classifier
     widths = {
         "seed": options.width,
         "wide": matching_width(build, "parameters", grown["parameters"], options.width),
         "same-macs": matching_width(build, "macs", grown["macs"], options.width),
-        "mirrored": list(grown["widths"].values())[-2::-1],  # without the classifier
+        "mirrored": grown_widths[::-1],
+        "again": grown_widths,
     }
     epochs = {"final": config.final_epochs, "total": total_epochs(config)}
     for budget in options.budget:

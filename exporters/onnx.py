@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from exporters.files import checked_path, staged
 from exporters.inputs import random_inputs
+from exporters.onnx_attention import with_heads
 from exporters.onnx_check import compare
 from exporters.onnx_clean import add_lineage, strip_paths
 from exporters.outputs import plain_outputs
@@ -77,7 +78,7 @@ def export_onnx(
     require_graph(graph)
     place = checked_path(path, ".onnx")
     _check_exportable(graph)
-    model = plain_outputs(copy.deepcopy(graph).cpu())
+    model = with_heads(plain_outputs(copy.deepcopy(graph).cpu()))
     _check_guards(model, batch_sizes)
     proto = _convert(model, opset)
     strip_paths(proto)
@@ -164,8 +165,9 @@ def _convert(model: Graph, opset: int | None) -> onnx.ModelProto:
             proto = converted.model_proto
     except Exception as error:
         cause = error.__cause__ or error
-        # torch may well export a module that cannot be traced; where it does not, nothing is wrong.
-        kind = TargetLimitError if model.opaque_calls else ExportError
+        # torch may well export a module that cannot be traced; where it does not, nothing is wrong. Nor is it
+        # where ONNX has no form of an operator.
+        kind = TargetLimitError if model.opaque_calls or _has_no_form(error) else ExportError
         raise kind(
             f"torch.onnx cannot export the graph: {_first_line(cause)}",
             hint="no batch size may be a literal in the program, and each operator needs an ONNX form",
@@ -176,6 +178,15 @@ def _convert(model: Graph, opset: int | None) -> onnx.ModelProto:
             f"the graph cannot be converted to opset {opset}, only to {made}", hint=f"use opset={made}"
         )
     return proto
+
+
+def _has_no_form(error: BaseException | None) -> bool:
+    """Whether torch says that it has no ONNX function for an operator."""
+    while error is not None:
+        if type(error).__name__ == "DispatchError":
+            return True
+        error = error.__cause__
+    return False
 
 
 def _first_line(error: BaseException) -> str:

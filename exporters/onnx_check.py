@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from exporters.inputs import random_inputs
-from morphir.errors import ExportError
+from morphir.errors import ExportError, TargetLimitError
 from morphir.ir.graph import Graph
 
 ABSOLUTE = 1e-5
@@ -30,7 +31,9 @@ def compare(model: Graph, path: Path, batch_sizes: Sequence[int]) -> float:
         The largest absolute difference.
 
     Raises:
-        ExportError: if an output differs by more than ``1e-5 + 1e-3 * |value|``, or in its top-1 class.
+        TargetLimitError: if the graph itself does not run at one of the sizes.
+        ExportError: if an output differs by more than ``1e-5 + 1e-3 * |value|``, and by more than what
+            PyTorch's own float32 rounds, seen against float64; or in its top-1 class.
     """
     session = _session(path)
     worst = 0.0
@@ -38,12 +41,73 @@ def compare(model: Graph, path: Path, batch_sizes: Sequence[int]) -> float:
         args, kwargs = random_inputs(
             model.inputs, torch.device("cpu"), seed=batch_size, batch_size=batch_size
         )
+        wanted = _wanted(model, args, kwargs, batch_size)
         found = _run(session, (args, kwargs), batch_size)
-        with torch.no_grad():
-            wanted = pytree.tree_leaves(model(*args, **kwargs))
         for at, (left, right) in enumerate(zip(wanted, found, strict=True)):
-            worst = max(worst, _check(f"output {at} at batch size {batch_size}", left, right))
+            what = f"output {at} at batch size {batch_size}"
+            try:
+                worst = max(worst, _check(what, left, right))
+            except _RoundingError as error:
+                exact = _in_float64(model, args, kwargs)[at]
+                if not _rounds_alike(left, right, exact):
+                    raise
+                worst = max(worst, error.difference)
+                _check_top1(what, cast(torch.Tensor, left), right, 2 * error.difference)
     return worst
+
+
+class _RoundingError(ExportError):
+    """Two results differ by more than is allowed.
+
+    Attributes:
+        difference: The largest absolute difference.
+    """
+
+    difference: float = 0.0
+
+
+def _in_float64(model: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[object]:
+    """Runs a copy of the graph in float64."""
+    args, kwargs = pytree.tree_map(_doubled, (tuple(args), dict(kwargs)))
+    with torch.no_grad():
+        return pytree.tree_leaves(copy.deepcopy(model).double()(*args, **kwargs))
+
+
+def _doubled(leaf: object) -> object:
+    if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+        return leaf.double()
+    return _copied(leaf)
+
+
+def _rounds_alike(wanted: object, found: torch.Tensor, exact: object) -> bool:
+    """Whether onnxruntime is as close to the exact result as float32 arithmetic in PyTorch is.
+
+    A deep network with large activations amplifies rounding beyond any fixed bound, in either runtime.
+    """
+    if not isinstance(wanted, torch.Tensor) or not isinstance(exact, torch.Tensor):
+        return False
+    own = float((wanted.double() - exact).abs().max())
+    return float((found.double() - exact).abs().max()) <= _AS_CLOSE * own
+
+
+_AS_CLOSE = 4.0
+
+
+def _wanted(model: Graph, args: Sequence[Any], kwargs: Mapping[str, Any], batch_size: int) -> list[object]:
+    args, kwargs = pytree.tree_map(_copied, (tuple(args), dict(kwargs)))
+    try:
+        with torch.no_grad():
+            return pytree.tree_leaves(model(*args, **kwargs))
+    except Exception as error:
+        raise TargetLimitError(
+            f"the graph itself does not run at batch size {batch_size}: {error}",
+            hint="say at which sizes to compare: batch_sizes=(2, 7)",
+        ) from error
+
+
+def _copied(leaf: object) -> object:
+    """Operators in place may write to their inputs, which onnxruntime gets as well."""
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _session(path: Path) -> Any:
@@ -86,19 +150,21 @@ def _check(what: str, wanted: object, found: torch.Tensor) -> float:
     worst = float(difference.max()) if difference.numel() else 0.0
     if not torch.allclose(found, wanted, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True):
         relative = float((difference / wanted.abs().clamp_min(1e-12)).max())
-        raise ExportError(
+        error = _RoundingError(
             f"{what} differs between ONNX and the graph by {worst:.3g} absolute, {relative:.3g} relative "
-            f"(allowed: {ABSOLUTE:g} + {RELATIVE:g} |value|)"
+            f"(allowed: {ABSOLUTE:g} + {RELATIVE:g} |value|, or {_AS_CLOSE:g} times PyTorch's own rounding)"
         )
-    _check_top1(what, wanted, found)
+        error.difference = worst
+        raise error
+    _check_top1(what, wanted, found, 2 * ABSOLUTE)
     return worst
 
 
-def _check_top1(what: str, wanted: torch.Tensor, found: torch.Tensor) -> None:
+def _check_top1(what: str, wanted: torch.Tensor, found: torch.Tensor, tie: float) -> None:
     """Classes must be the same, but for ties that are closer than rounding."""
     if wanted.ndim != 2 or wanted.shape[1] < 2:
         return
     best = wanted.max(dim=1).values
     chosen = wanted.gather(1, found.argmax(dim=1, keepdim=True)).squeeze(1)
-    if not torch.all(chosen >= best - 2 * ABSOLUTE):
+    if not torch.all(chosen >= best - tie):
         raise ExportError(f"{what}: the top-1 class differs between ONNX and the graph")

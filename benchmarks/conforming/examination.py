@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from morphir.analysis.spaces import analyse
+from morphir.analysis.tracing import attach_channels
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.ir.trace import trace_program
@@ -61,7 +62,7 @@ def _analyse(build: Builder, result: dict[str, Any]) -> Graph:
     started = time.process_time()
     graph = trace_program(model, images)
     traced = time.process_time()
-    graph.attach(analyse(graph))
+    attach_channels(graph)
     verdicts = [verdict for space in graph.spaces.values() for verdict in space.verdicts]
     result.update(
         parameters=sum(parameter.numel() for parameter in graph.parameters()),
@@ -112,7 +113,7 @@ def _widths(spaces: Any) -> dict[str, int]:
 def _check(model: nn.Module, size: int, exports: Collection[str], result: dict[str, Any]) -> None:
     graph = trace_program(model, torch.rand(BATCH, 3, size, size))
     del model
-    graph.attach(analyse(graph))
+    attach_channels(graph)
     result["times"] = {}
     before = time.perf_counter()
     for check in check_graph(graph, exports=exports, together=True, consume=True):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from exporters import export_onnx, export_pytorch
 from exporters.pytorch_source import PytorchExport, load_exported
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.errors import TargetLimitError
 from morphir.ir.graph import Graph
 from morphir.morphisms.split import Split

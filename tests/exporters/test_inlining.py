@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from exporters import export_pytorch
 from exporters.pytorch_source import load_exported
 from exporters.source.inlining import inlined
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.errors import ExportError
 
 SCALE = 0.5

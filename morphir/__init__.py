@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from morphir.analysis.cost import cost
     from morphir.analysis.explain import explain
     from morphir.analysis.locality import locality
-    from morphir.analysis.spaces import trace
+    from morphir.analysis.tracing import trace
     from morphir.ir.graph import Graph
     from morphir.ir.printer import print_graph
     from morphir.ir.verify import verify
@@ -75,13 +75,15 @@ _HOMES = {
     "locality": "morphir.analysis.locality",
     "print_graph": "morphir.ir.printer",
     "replay": "passes.transform",
-    "trace": "morphir.analysis.spaces",
+    "trace": "morphir.analysis.tracing",
     "transform": "passes.transform",
     "verify": "morphir.ir.verify",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "debug":  # a module of its own, which most programs never need
+        return import_module("morphir.debug")
     if name not in _HOMES:
         raise AttributeError(f"module 'morphir' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -14,6 +14,7 @@ from morphir.ir.index_map import IndexMap
 from morphir.ir.remarks import Remark
 from morphir.ir.verify import verify
 from passes.base import Pass, PassResult
+from passes.instruments import active
 from passes.moments import check_optimizer
 from passes.rewriter import Rewriter
 from passes.snapshot import Snapshot
@@ -84,11 +85,17 @@ class PassManager:
         return PipelineResult(tuple(reports))
 
     def _run_pass(self, item: Pass, rewriter: Rewriter) -> PassReport:
+        watching = active()
+        for instrument in watching:
+            instrument.before_pass(item.name, rewriter.graph)
         start = time.perf_counter()
         result = item.apply(rewriter)
         if self.verify_each and result.modified:
             verify(rewriter.graph)
-        return PassReport(item.name, result, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        for instrument in watching:
+            instrument.after_pass(item.name, rewriter.graph, result, seconds)
+        return PassReport(item.name, result, seconds)
 
 
 def _names(reports: Sequence[PassReport]) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from morphir.analysis.axis_map import AxisMap, Factors
 from morphir.errors import RewriteError
 from morphir.ir.channels import ChannelLayer
 from morphir.ir.index_map import IndexMap
-from passes.axis_map import AxisMap, Factors
 
 
 def rewrite_tensor(

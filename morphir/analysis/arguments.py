@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 from torch import fx
+
+VIEWS: tuple[Any, ...] = (
+    *("view", "reshape", "expand", "broadcast_to"),
+    *(torch.reshape, torch.Tensor.view, torch.broadcast_to),
+)
+"""Functions and methods that take the sizes of their result."""
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:

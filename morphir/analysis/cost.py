@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from morphir.errors import MorphirError
-from morphir.ir.channels import Value, ValueLayout
+from morphir.ir.channels import Value, ValueLayout, as_array
 from morphir.ir.graph import Graph
 
 MorphismKind = Literal["split", "prune"]
@@ -70,7 +70,7 @@ class _Term:
         """Counts each group's positions along each dimension."""
         counts: dict[str, dict[int, NDArray[np.int64]]] = {}
         for layout in value.layouts:
-            groups = np.asarray(layout.groups, dtype=np.int64)
+            groups = as_array(layout.groups)
             found = np.bincount(groups[groups >= 0], minlength=widths[layout.space])
             along = counts.setdefault(layout.space, {})
             # Both operands of a product may know what lies along the dimension that they share.

@@ -46,17 +46,26 @@ class Coupling:
     def vector(self, layer: Layer) -> tuple[int, NDArray[np.int64]] | None:
         """Returns the one dimension along which a layer's groups lie, and the roots along it.
 
-        A single group may fill several dimensions; the innermost is where ties leave the channels.
+        A single group may fill several dimensions; then it is the one along which a kernel's rows lie side by
+        side, or else the innermost, where ties leave the channels.
         """
         dims = label_dims(layer)
         if not dims:
             return None
-        small = self.of(compact(layer))
-        for dim in reversed(dims):
+        labels = compact(layer)
+        small = self.of(labels)
+        if not small.size:
+            return None
+        found: list[tuple[int, int, NDArray[np.int64]]] = []
+        for dim in dims:
             first = np.moveaxis(small, dim, 0).reshape(small.shape[dim], -1)
             if (first == first[:, :1]).all():
-                return dim, first[:, 0]
-        return None
+                neighbours = int((np.diff(labels.numpy(), axis=dim) == 1).sum()) if len(dims) > 1 else 0
+                found.append((neighbours, dim, first[:, 0]))
+        if not found:
+            return None
+        _, dim, roots = max(found, key=lambda item: item[:2])
+        return dim, roots
 
 
 def couple(execution: Execution) -> Coupling:
@@ -86,7 +95,7 @@ def _joined(roots: NDArray[np.int64], tie: Tie) -> NDArray[np.int64]:
 
 
 def _missing_tie(coupling: Coupling, layer: Layer, node: str) -> Tie | None:
-    if coupling.vector(layer) is not None:
+    if not layer.numel() or coupling.vector(layer) is not None:
         return None
     last = label_dims(layer)[-1]
     small = compact(layer)

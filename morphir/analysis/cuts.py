@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Any, cast
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from morphir.analysis.arguments import argument, set_argument, source_name
 from morphir.analysis.labels import Facts, LabelledValue, label_dims
@@ -103,7 +103,7 @@ def rewrite_select(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
 
 def constrain_roll(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
     """A roll by literal shifts along given dimensions follows."""
-    shifts = _shifts(node, labelled)
+    shifts = shifts_of(node, labelled)
     for value in labelled.get(source_name(node), ()):
         rolled = None if shifts is None else set(shifts)
         layers = [x for x in value.layers if rolled is None or rolled & set(label_dims(x))]
@@ -114,7 +114,7 @@ def constrain_roll(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
 def rewrite_roll(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
     """A shift is the number of channels that come from the end to the start."""
     values = layer.values[source_name(node)]
-    shifts = _shifts(node, layer.values)
+    shifts = shifts_of(node, layer.values)
     if shifts is None or any(not isinstance(shift, int) for shift in shifts.values()):
         return
     for dim, shift in shifts.items():
@@ -124,7 +124,7 @@ def rewrite_roll(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
     set_argument(node, 1, "shifts", next(iter(shifts.values())) if single else tuple(shifts.values()))
 
 
-def _shifts(node: fx.Node, values: Mapping[str, Sequence[LabelledValue | Value]]) -> dict[int, Any] | None:
+def shifts_of(node: fx.Node, values: Mapping[str, Sequence[LabelledValue | Value]]) -> dict[int, Any] | None:
     """Returns the shift along each rolled dimension; None for a roll of all elements as if flat."""
     shifts, dims = _listed(argument(node, 1, "shifts")), _listed(argument(node, 2, "dims", ()))
     rank = len(values[source_name(node)][0].shape)
@@ -200,14 +200,38 @@ def rewrite_index(index: object, weights: Sequence[int]) -> object:
         found = [place % len(weights) for place in places]
         return [starts[place] + copy for place in found for copy in range(weights[place])]
 
-    if not isinstance(index, fx.Node):
-        return moved(cast("Sequence[int]", index))
-    path, _, name = str(index.target).rpartition(".")
-    owner = cast("fx.GraphModule", index.graph.owning_module).get_submodule(path)
+    places = literal_index(index)
+    if places is None or not isinstance(index, fx.Node):
+        return index if places is None else moved(places)
+    owner, name = _owner_of(index)
     old = cast(torch.Tensor, getattr(owner, name))
-    places = cast("list[int]", old.tolist())  # pyright: ignore[reportUnknownMemberType]
     setattr(owner, name, torch.tensor(moved(places), dtype=old.dtype, device=old.device))
     return index
+
+
+def literal_index(index: object) -> list[int] | None:
+    """Returns the positions of an index that the program holds as a list or a buffer; None for others."""
+    if isinstance(index, fx.Node):
+        if index.op != "get_attr":
+            return None
+        owner, name = _owner_of(index)
+        held: torch.Tensor | None = getattr(owner, name)
+        # torch leaves the type of tolist() open.
+        return (
+            cast("list[int]", held.tolist())  # pyright: ignore[reportUnknownMemberType]
+            if isinstance(held, torch.Tensor) and held.dim() == 1
+            else None
+        )
+    if isinstance(index, (list, tuple)) and all(
+        isinstance(item, int) for item in _listed(cast(object, index))
+    ):
+        return list(cast("Sequence[int]", index))
+    return None
+
+
+def _owner_of(index: fx.Node) -> tuple[nn.Module, str]:
+    path, _, name = str(index.target).rpartition(".")
+    return cast("fx.GraphModule", index.graph.owning_module).get_submodule(path), name
 
 
 def moved_position(position: int, weights: Sequence[int]) -> int:

@@ -119,11 +119,12 @@ class Facts:
 
     def tie(self, left: torch.Tensor, right: torch.Tensor, code: str, node: str) -> None:
         """Ties two label tensors of one shape position by position."""
-        a, b = left.reshape(-1).numpy(), right.reshape(-1).numpy()
+        a, b = (labels.reshape(-1).numpy() for labels in _without_repeats(left, right))
         keep = (a != b) & (a != NO_LABEL) & (b != NO_LABEL)
         if keep.any():
-            pairs = np.unique(np.stack([a[keep], b[keep]]), axis=1)
-            self.ties.append(Tie(pairs[0], pairs[1], code, node))
+            span = int(b[keep].max()) + 1
+            pairs = np.unique(a[keep] * span + b[keep])
+            self.ties.append(Tie(pairs // span, pairs % span, code, node))
 
     def keep_several(self, vector: torch.Tensor) -> None:
         """Notes that a rewrite has to leave two groups of each space in ``vector``.
@@ -171,10 +172,13 @@ def normalise(layer: Layer, *, copied: bool) -> Layer:
         layer: The moved labels.
         copied: Whether the operator wrote them anew; a fresh copy's strides say nothing about extents of 1.
     """
-    strides = list(layer.stride())
+    strides, small = list(layer.stride()), compact(layer)
     for dim, extent in enumerate(layer.shape):
-        if extent > 1 and strides[dim] and bool((compact_along(layer, dim) == layer.narrow(dim, 0, 1)).all()):
-            strides[dim] = 0
+        if extent > 1 and strides[dim]:
+            first = small.narrow(dim, 0, 1)
+            # The second position tells most that vary; only the others are compared as a whole.
+            if torch.equal(first, small.narrow(dim, 1, 1)) and bool((small == first).all()):
+                strides[dim], small = 0, first
     single = [dim for dim, extent in enumerate(layer.shape) if extent == 1 and strides[dim]]
     varies = any(stride for stride, extent in zip(strides, layer.shape, strict=True) if extent > 1)
     # Views give dimensions of extent 1 arbitrary strides; only a lone channel can lie along one of them.
@@ -184,10 +188,13 @@ def normalise(layer: Layer, *, copied: bool) -> Layer:
     return layer.as_strided(layer.shape, strides, layer.storage_offset())
 
 
-def compact_along(layer: Layer, dim: int) -> torch.Tensor:
-    """Returns the layer with extent 1 wherever it does not vary, except along ``dim``."""
-    dims = (*label_dims(layer), dim)
-    return layer[tuple(slice(None) if d in dims else slice(0, 1) for d in range(layer.dim()))]
+def _without_repeats(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Takes one position along every dimension along which neither of two tensors of a shape varies."""
+    if left.shape != right.shape:
+        return left, right
+    dims = {*label_dims(left), *label_dims(right)}
+    place = tuple(slice(None) if dim in dims else slice(0, 1) for dim in range(left.dim()))
+    return left[place], right[place]
 
 
 def components(total: int, ties: Iterable[Tie]) -> NDArray[np.int64]:

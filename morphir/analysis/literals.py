@@ -17,8 +17,9 @@ from torch import fx
 from torch.nn import functional
 
 from morphir.analysis import cuts
-from morphir.analysis.arguments import argument, set_argument, size_arguments, source_name
+from morphir.analysis.arguments import VIEWS, argument, set_argument, size_arguments, source_name
 from morphir.analysis.labels import Facts, LabelledValue, label_dims
+from morphir.analysis.numbers import counts_channels_alone, evaluate
 from morphir.analysis.rules.operation import channel_vector
 from morphir.analysis.subscripts import constrain_subscript, rewrite_subscript
 from morphir.ir.channels import ChannelLayer, Value
@@ -82,12 +83,33 @@ def _new_shape(value: Value, copies: Copies) -> tuple[int, ...]:
 
 
 def _rewrite_sizes(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
-    """Sizes of a view, reshape or expand: each literal that is the output's extent becomes the new extent."""
+    """Sizes of a view, reshape or expand: each literal that is the output's extent becomes the new extent.
+
+    So does a size that the program computes from numbers of channels alone and that does not follow them, as
+    ``channels // heads`` does not where the heads stay as they are.
+    """
     (value,) = layer.values[node.name]
     new = _new_shape(value, copies)
     sizes, set_sizes = size_arguments(node)
-    if len(sizes) == len(value.shape):
-        set_sizes([n if s == o else s for s, o, n in zip(sizes, value.shape, new, strict=True)])
+    if len(sizes) != len(value.shape):
+        return
+
+    def extents(name: str) -> Sequence[int] | None:
+        values = layer.values.get(name, ())
+        return values[0].extents(copies) if len(values) == 1 else None
+
+    def channel_dims(name: str) -> set[int]:
+        return {layout.dim for value in layer.values.get(name, ()) for layout in value.layouts}
+
+    def follows(size: Any, extent: int) -> bool:
+        return evaluate(size, extents) == extent or not counts_channels_alone(size, extents, channel_dims)
+
+    fitted = [
+        (s if follows(s, n) else n) if isinstance(s, fx.Node) else n if s == o else s
+        for s, o, n in zip(sizes, value.shape, new, strict=True)
+    ]
+    if fitted != sizes:
+        set_sizes(fitted)
 
 
 def _tie_to_computed_size(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
@@ -115,10 +137,12 @@ def _rewrite_unflatten(node: fx.Node, layer: ChannelLayer, copies: Copies) -> No
 
 
 def _rewrite_normalized_shape(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
-    value = layer.values[node.name][0]
-    shape = cast("Sequence[int]", argument(node, 1, "normalized_shape"))
-    new = _new_shape(value, copies)
-    set_argument(node, 1, "normalized_shape", tuple(new[len(new) - len(shape) :]))
+    shape = argument(node, 1, "normalized_shape")
+    if isinstance(shape, (tuple, list)) and all(
+        isinstance(size, int) for size in cast("list[object]", shape)
+    ):
+        new = _new_shape(layer.values[node.name][0], copies)
+        set_argument(node, 1, "normalized_shape", new[len(new) - len(cast("list[int]", shape)) :])
 
 
 def _rewrite_conv_groups(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
@@ -163,11 +187,7 @@ def _frozen(code: str, reason: str) -> Constrain:
 
 
 LITERALS: tuple[LiteralRule, ...] = (
-    LiteralRule(
-        ("view", "reshape", torch.reshape, "expand", torch.Tensor.view, "broadcast_to", torch.broadcast_to),
-        _tie_to_computed_size,
-        _rewrite_sizes,
-    ),
+    LiteralRule(VIEWS, _tie_to_computed_size, _rewrite_sizes),
     LiteralRule(("unflatten", torch.unflatten), rewrite=_rewrite_unflatten),
     LiteralRule(("split", torch.split, "split_with_sizes"), rewrite=cuts.rewrite_split),
     LiteralRule(("chunk", torch.chunk), cuts.tie_chunks, cuts.rewrite_chunk),

@@ -8,37 +8,51 @@ else freezes the channels that it counts. So does control flow that asks for a c
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import fx
+from torch.fx.node import map_arg
 from torch.nn import functional
 
-from morphir.analysis.arguments import size_arguments
+from morphir.analysis.arguments import VIEWS, size_arguments, source_name
 from morphir.analysis.labels import Facts, LabelledValue, Layer, Layers, compact, label_dims, vector_along
+from morphir.analysis.numbers import counts_channels_alone
 from morphir.analysis.rules.operation import channel_vector
+from morphir.analysis.subscripts import subscripts_of
 from morphir.ir.guards import guard, is_guard
 
 Labelled = Mapping[str, Sequence[LabelledValue]]
 Sizes = dict[str, "tuple[Layers, ...]"]
 
-_METHODS = frozenset(
-    (
-        *("view", "reshape", "expand", "broadcast_to", "unflatten", "repeat", "narrow", "roll", "tile"),
-        *("split", "split_with_sizes", "chunk", "tensor_split", "new_zeros", "new_ones", "new_empty"),
-    )
+_REST = -1
+"""Stands for every argument after the first."""
+_SHAPING: Mapping[Any, tuple[int | str, ...]] = {
+    **dict.fromkeys(VIEWS, (_REST,)),
+    **dict.fromkeys(("unflatten", "repeat", "tile", torch.unflatten, torch.tile), (_REST,)),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), (1, "split_size", "chunks")),
+    **dict.fromkeys((torch.split, torch.chunk, torch.tensor_split), (1, "split_size_or_sections", "chunks")),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_empty"), (_REST,)),
+    **dict.fromkeys((torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn), (0, _REST, "size")),
+    **dict.fromkeys((torch.arange, torch.linspace), (0, _REST, "end", "steps")),
+    **dict.fromkeys((functional.layer_norm, torch.layer_norm, functional.rms_norm), (1, "normalized_shape")),
+    functional.interpolate: (1, "size"),
+    **dict.fromkeys((functional.conv1d, functional.conv2d, functional.conv3d), (6, "groups")),
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), (6, "groups")),
+    **dict.fromkeys(
+        (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d),
+        (6, "groups"),
+    ),
+}
+"""Function or method to the arguments that lay its result out; a size anywhere else is a value."""
+_HARMLESS = frozenset(
+    ("dim", "ndimension", "ndim", "type", "dtype", "device", "layout", "get_device", "element_size")
 )
-_FUNCTIONS: tuple[Any, ...] = (
-    *(operator.getitem, torch.reshape, torch.Tensor.view, torch.broadcast_to, torch.unflatten),
-    *(torch.split, torch.chunk, torch.tensor_split, torch.narrow, torch.roll, torch.tile),
-    *(torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.arange, torch.linspace),
-    *(functional.layer_norm, torch.layer_norm, functional.rms_norm, functional.interpolate),
-    *(functional.conv1d, functional.conv2d, functional.conv3d, torch.conv1d, torch.conv2d, torch.conv3d),
-    *(functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d),
-)
+"""What is asked of a tensor and says nothing of its size; so does all that begins with ``is_``."""
 
 
 def follow_sizes(node: fx.Node, labelled: Labelled, sizes: Sizes, facts: Facts) -> None:
@@ -59,43 +73,106 @@ def follow_sizes(node: fx.Node, labelled: Labelled, sizes: Sizes, facts: Facts) 
         sizes[node.name] = read
     elif used and not labelled[node.name]:
         sizes[node.name] = _passed(node, sizes, used)
-    elif used and not _takes_sizes(node):
-        layers = [layer for part in used for layer in part]
-        facts.restrict(
-            layers, "frozen", "size-as-value", "their number is used as a value, not as a shape", node.name
-        )
     elif used and node.op != "output":
-        _follow_shape(node, labelled[node.name], sizes, facts)
+        _freeze_values(node, labelled, sizes, facts)
+        _follow_shape(node, labelled, sizes, facts)
 
 
-def _follow_shape(node: fx.Node, results: Sequence[LabelledValue], sizes: Sizes, facts: Facts) -> None:
+def _freeze_values(node: fx.Node, labelled: Labelled, sizes: Sizes, facts: Facts) -> None:
+    """Freezes channels whose number is used where it does not lay out what the node yields."""
+    shaping = set(_shaping(node, labelled))
+    for source in node.all_input_nodes:
+        if source not in shaping:
+            layers = [layer for part in sizes.get(source.name, ()) for layer in part]
+            reason = "their number is used as a value, not as a shape"
+            facts.restrict(layers, "frozen", "size-as-value", reason, node.name)
+
+
+def _shaping(node: fx.Node, labelled: Labelled) -> Iterator[fx.Node]:
+    """Yields the nodes whose value lays out what a node yields, among its arguments."""
+    if node.target is operator.getitem:
+        values = labelled.get(source_name(node), ())
+        if len(values) == 1:
+            for subscript in subscripts_of(node, len(values[0].shape)):
+                along = any(subscript.dim in label_dims(layer) for layer in values[0].layers)
+                if along and type(subscript.item) is slice:
+                    yield from (
+                        n for n in (subscript.item.start, subscript.item.stop) if isinstance(n, fx.Node)
+                    )
+        return
+    places = _SHAPING.get(node.target, ())
+    given = [node.args[place : place + 1] for place in places if isinstance(place, int) and place >= 0]
+    given += [node.args[1:]] if _REST in places else []
+    given += [(node.kwargs[place],) for place in places if place in node.kwargs]
+    if _REST in places:
+        given.append(tuple(node.kwargs.values()))
+    found: list[fx.Node] = []
+    map_arg(tuple(given), lambda part: found.append(part) or part)
+    yield from found
+
+
+def _follow_shape(node: fx.Node, labelled: Labelled, sizes: Sizes, facts: Facts) -> None:
     """Keeps channels and those whose number lays them out equally many, or freezes what is counted."""
+    results = labelled[node.name]
     present = np.concatenate([_labels(x) for value in results for x in value.layers] or [np.empty(0)])
     for source in node.all_input_nodes:
         for part, layers in enumerate(sizes.get(source.name, ())):
             for layer in layers:
                 if not np.isin(_labels(layer), present).any():
-                    _tie_to_shaped(node, source, part, layer, results, facts)
+                    _tie_to_shaped(_Shaping(node, source, part, layer), labelled, facts)
 
 
 def _labels(layer: Layer) -> NDArray[np.int64]:
     return compact(layer).reshape(-1).numpy()
 
 
-def _tie_to_shaped(
-    node: fx.Node, source: fx.Node, part: int, layer: Layer, results: Sequence[LabelledValue], facts: Facts
-) -> None:
+@dataclass(frozen=True)
+class _Shaping:
+    """A size that shapes a value which does not hold the channels that it counts.
+
+    Attributes:
+        node: Yields the value.
+        source: Reads or computes the size.
+        part: Which of several sizes that ``source`` yields.
+        counted: The channels that are counted.
+    """
+
+    node: fx.Node
+    source: fx.Node
+    part: int
+    counted: Layer
+
+
+def _tie_to_shaped(shaping: _Shaping, labelled: Labelled, facts: Facts) -> None:
+    """Ties nothing to a view whose size counts channels alone: a rewrite writes it down."""
+    node, results = shaping.node, labelled[shaping.node.name]
     sizes, _ = size_arguments(node)
-    dim = part if sizes == [source] else sizes.index(source) if source in sizes else -1
-    counted = label_dims(layer)
+    given = shaping.source in sizes
+    if given and node.target in VIEWS and _counts_channels_alone(shaping.source, labelled):
+        return
+    dim = shaping.part if sizes == [shaping.source] else sizes.index(shaping.source) if given else -1
+    dim = dim if _REST in _SHAPING.get(node.target, ()) else -1
+    counted = label_dims(shaping.counted)
     if 0 <= dim < len(results[0].shape) and len(results) == len(counted) == 1:
         shaped = channel_vector(results[0].layers, dim, facts, node.name)
-        vector = vector_along(layer, counted[0])
+        vector = vector_along(shaping.counted, counted[0])
         if shaped is not None and shaped.shape == vector.shape:
             facts.tie(shaped, vector, "same-count", node.name)
             return
     reason = "their number shapes a value that has other channels, or none"
-    facts.restrict((layer,), "frozen", "size-as-value", reason, node.name)
+    facts.restrict((shaping.counted,), "frozen", "size-as-value", reason, node.name)
+
+
+def _counts_channels_alone(size: fx.Node, labelled: Labelled) -> bool:
+    def extents(name: str) -> Sequence[int] | None:
+        return labelled[name][0].shape if len(labelled.get(name, ())) == 1 else None
+
+    def channel_dims(name: str) -> set[int]:
+        return {
+            dim for value in labelled.get(name, ()) for layer in value.layers for dim in label_dims(layer)
+        }
+
+    return counts_channels_alone(size, extents, channel_dims)
 
 
 def _follow_guard(node: fx.Node, sizes: Sizes, facts: Facts) -> None:
@@ -145,7 +222,9 @@ def _read(node: fx.Node, labelled: Labelled) -> tuple[Layers, ...] | None:
     if node.target is getattr and node.args[1] == "shape":
         return every
     if node.op != "call_method" or node.target != "size":
-        return None
+        asked = node.args[1] if node.target is getattr else node.target
+        says_nothing = str(asked) in _HARMLESS or str(asked).startswith("is_")
+        return None if labelled[node.name] or says_nothing else (value.layers,)
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     return (every[dim],) if isinstance(dim, int) else every
 
@@ -164,9 +243,3 @@ def _passed(node: fx.Node, sizes: Sizes, used: Sequence[Layers]) -> tuple[Layers
         ):
             return sizes[source.name][index]
     return (tuple(layer for layers in used for layer in layers),)
-
-
-def _takes_sizes(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target in _METHODS
-    return node.op == "output" or node.target in _FUNCTIONS

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import fx
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from morphir.analysis.coupling import Coupling, couple
 from morphir.analysis.execution import Execution, execute, is_fixed_key
 from morphir.analysis.labels import LabelledValue, Layer
 from morphir.analysis.operands import parameter_nodes
 from morphir.analysis.rules import MixingUse
-from morphir.errors import AnalysisError, MorphirWarning, TraceError
 from morphir.ir.channels import (
     AxisBinding,
     ChannelLayer,
     ChannelSpace,
     Consumer,
+    Groups,
     Producer,
     Product,
     Role,
@@ -30,68 +28,7 @@ from morphir.ir.channels import (
     Verdict,
 )
 from morphir.ir.graph import Graph
-from morphir.ir.opaque import Failure, innermost_module, values_reason
 from morphir.ir.source import source_of
-from morphir.ir.trace import ExampleArgument, trace_program
-
-
-def trace(model: object, example_inputs: ExampleArgument) -> Graph:
-    """Traces a model and finds its channel spaces.
-
-    Args:
-        model: Any ``nn.Module`` that ``torch.fx`` can trace. It is copied, never changed.
-        example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments, with a
-            batch dimension.
-
-    Returns:
-        The graph, in the model's own mode (training or evaluation).
-
-    Raises:
-        TraceError: if the model cannot be traced or fails on the example inputs; names the user's line.
-    """
-    whole: dict[str, Failure] = {}
-    while True:
-        graph = trace_program(model, example_inputs, whole)  # pyright: ignore[reportArgumentType]
-        try:
-            graph.attach(analyse(graph))
-        except AnalysisError as error:
-            _keep_whole(graph, error, whole)
-        else:
-            _warn_of_opaque(graph)
-            return graph
-
-
-def _keep_whole(graph: Graph, error: AnalysisError, whole: dict[str, Failure]) -> None:
-    """Notes the innermost module that holds a node which shapes alone do not pass.
-
-    Raises:
-        TraceError: if it is the model itself.
-    """
-    if error.node is None:
-        raise error
-    node, cause = graph.node(error.node), error.__cause__ or error
-    path, reason = innermost_module(node), str(cause).strip().split("\n", 1)[0]
-    if isinstance(cause, (DataDependentOutputException, DynamicOutputShapeException)):
-        reason = values_reason(cause)
-    if not path or path in whole:
-        raise TraceError(
-            f"the analysis cannot follow the model on shapes alone: {reason}",
-            node=node.name,
-            source=source_of(node),
-            hint="move what depends on tensor values into a module of its own, which is then kept whole",
-        ) from error
-    whole[path] = Failure(reason, source_of(node))
-
-
-def _warn_of_opaque(graph: Graph) -> None:
-    for path, failure in {call.path: call.failure for call in graph.opaque_calls.values()}.items():
-        where = "" if failure.source is None else f" ({failure.source})"
-        warnings.warn(
-            f"{graph.module_types[path]} at {path!r} cannot be traced and is kept whole, the channels at its "
-            f"boundary frozen: {failure.reason}{where}",
-            MorphirWarning,
-            stacklevel=3,
-        )
 
 
 def analyse(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -> ChannelLayer:
@@ -128,13 +65,13 @@ class _Members:
             index_of[roots] = np.arange(len(roots))
         return _Members(tuple(named), space_of, index_of)
 
-    def groups(self, roots: NDArray[np.int64]) -> Mapping[str, tuple[int, ...]]:
+    def groups(self, roots: NDArray[np.int64]) -> Mapping[str, Groups]:
         """Returns, for each space among ``roots``, the group at every position, or -1."""
         # A root of -1 is no label; the last entry that it reads is masked.
         owners = np.where(roots < 0, -1, self.space_of[roots])
         indices = self.index_of[roots]
         return {
-            self.names[owner]: tuple(np.where(owners == owner, indices, -1).tolist())
+            self.names[owner]: Groups.of(np.where(owners == owner, indices, -1))
             for owner in np.unique(owners).tolist()
             if owner >= 0
         }
@@ -145,6 +82,7 @@ class _Builder:
 
     def __init__(self, graph: Graph, execution: Execution, coupling: Coupling) -> None:
         self.nodes: dict[str, fx.Node] = {node.name: node for node in graph.graph.nodes}
+        self.limits = graph.limits
         self.execution = execution
         self.coupling = coupling
         self.uses = list(dict.fromkeys(execution.mixing))
@@ -159,20 +97,24 @@ class _Builder:
         bindings = self._bindings()
         values = {name: tuple(map(self._value, items)) for name, items in self.execution.values.items()}
         consumers = self._consumers(values)
-        wiring = self._wiring_verdicts(bindings)
+        frozen = {**self.limits.verdicts, **self._wiring_verdicts(bindings)}
         spaces = {
             name: ChannelSpace(
                 name,
-                tuple(self._restricted(root) or wiring.get(name, _EXACT) for root in roots),
+                tuple(self._verdict(root, frozen.get(name)) for root in roots),
                 tuple(map(self._producer, self.rows_of[name])),
                 tuple(consumers[name]),
                 tuple(bindings[name]),
-                least=1 if self.coupling.plural.isdisjoint(roots) else min(2, len(roots)),
+                least=self._least(name, roots),
             )
             for name, roots in self.roots_of.items()
         }
         products = tuple(Product(node, self._value(space)) for node, space in self.execution.products)
         return ChannelLayer(spaces, values, products)
+
+    def _least(self, name: str, roots: Sequence[int]) -> int:
+        several = 1 if self.coupling.plural.isdisjoint(roots) else 2
+        return min(max(several, self.limits.least.get(name, 1)), len(roots))
 
     def _axis(self, parameter: str, axis: int) -> NDArray[np.int64]:
         return self.coupling.axis(self.execution, parameter, axis)
@@ -245,6 +187,12 @@ class _Builder:
         source = source_of(self.nodes[use.node])
         axes = (use.in_axis, use.out_axis)
         return Consumer(use.node, tensor, use.parameter, *axes, layout.dim, layout.groups, source)
+
+    def _verdict(self, root: int, of_space: Verdict | None) -> Verdict:
+        own = self._restricted(root)
+        if own is not None and (own.kind == "frozen" or of_space is None):
+            return own
+        return of_space or _EXACT
 
     def _restricted(self, root: int) -> Verdict | None:
         """Returns the verdict of a restriction on the component, if there is one."""

@@ -7,22 +7,22 @@ number of channels, as the half is: then the channels of the same place in each 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import fx
 
-from morphir.analysis.arguments import argument, source_name
+from morphir.analysis.arguments import source_name
 from morphir.analysis.cuts import Copies, Labelled, moved_position, require_own_index, rewrite_index
 from morphir.analysis.labels import Facts, LabelledValue, label_dims
+from morphir.analysis.numbers import evaluate
 from morphir.analysis.rules.operation import channel_vector
 from morphir.ir.channels import ChannelLayer
 
 
 @dataclass(frozen=True)
-class _Subscript:
+class Subscript:
     """One item of a subscript: where it stands in the subscript, and the dimension that it indexes."""
 
     position: int
@@ -35,17 +35,17 @@ def _items(node: fx.Node) -> list[Any]:
     return list(cast("tuple[Any, ...]", index)) if isinstance(index, tuple) else [index]
 
 
-def _subscripts(node: fx.Node, rank: int) -> list[_Subscript]:
+def subscripts_of(node: fx.Node, rank: int) -> list[Subscript]:
     """Returns the items of a subscript that index a dimension."""
     items = _items(node)
     taken = sum(item is not None and item is not ... for item in items)
-    found: list[_Subscript] = []
+    found: list[Subscript] = []
     dim = 0
     for position, item in enumerate(items):
         if item is ...:
             dim += rank - taken
         elif item is not None:
-            found.append(_Subscript(position, dim, item))
+            found.append(Subscript(position, dim, item))
             dim += 1
     return found
 
@@ -55,7 +55,7 @@ def constrain_subscript(node: fx.Node, labelled: Labelled, facts: Facts) -> None
     values = labelled.get(source_name(node), ())
     if len(values) != 1:
         return
-    for subscript in _subscripts(node, len(values[0].shape)):
+    for subscript in subscripts_of(node, len(values[0].shape)):
         if not any(subscript.dim in label_dims(layer) for layer in values[0].layers):
             continue
         if type(subscript.item) is slice:
@@ -70,13 +70,13 @@ def _is_index(item: object, labelled: Labelled) -> bool:
     return isinstance(item, (list, tuple)) or (isinstance(item, fx.Node) and bool(labelled.get(item.name)))
 
 
-def _freeze(subscript: _Subscript, value: LabelledValue, node: fx.Node, facts: Facts) -> None:
+def _freeze(subscript: Subscript, value: LabelledValue, node: fx.Node, facts: Facts) -> None:
     layers = [layer for layer in value.layers if subscript.dim in label_dims(layer)]
     facts.restrict(layers, "frozen", "computed-slice", "sliced in a way that does not follow", node.name)
 
 
 def _constrain_slice(
-    subscript: _Subscript, value: LabelledValue, node: fx.Node, labelled: Labelled, facts: Facts
+    subscript: Subscript, value: LabelledValue, node: fx.Node, labelled: Labelled, facts: Facts
 ) -> None:
     bounds = [subscript.item.start, subscript.item.stop]
     step = subscript.item.step or 1
@@ -89,7 +89,7 @@ def _constrain_slice(
         _tie_blocks(subscript, value, step, node, facts)
 
 
-def _tie_blocks(subscript: _Subscript, value: LabelledValue, step: int, node: fx.Node, facts: Facts) -> None:
+def _tie_blocks(subscript: Subscript, value: LabelledValue, step: int, node: fx.Node, facts: Facts) -> None:
     """Ties every whole block of ``step`` channels; the rest at the end has no block to grow by."""
     vector = channel_vector(value.layers, subscript.dim, facts, node.name)
     assert vector is not None
@@ -101,7 +101,7 @@ def _tie_blocks(subscript: _Subscript, value: LabelledValue, step: int, node: fx
 
 
 def _tie_shares(
-    subscript: _Subscript,
+    subscript: Subscript,
     value: LabelledValue,
     computed: Sequence[fx.Node],
     node: fx.Node,
@@ -114,7 +114,7 @@ def _tie_shares(
     extent = vector.numel()
     bounds = [_evaluated(bound, 1, labelled) for bound in computed]
     literal = [b for b in (subscript.item.start, subscript.item.stop) if isinstance(b, int) and b != 0]
-    shares = [extent // bound for bound in bounds if bound and extent % bound == 0]
+    shares = [extent // bound for bound in bounds if bound and bound > 0 and extent % bound == 0]
     grows = all(
         _evaluated(bound, factor, labelled) == factor * size
         for bound, size in zip(computed, bounds, strict=True)
@@ -129,41 +129,13 @@ def _tie_shares(
 
 
 def _evaluated(item: object, factor: int, labelled: Labelled) -> int | None:
-    """Returns what a number computed from sizes would be, were every dimension ``factor`` times as large.
+    """Returns what a number would be, were every dimension ``factor`` times as large."""
 
-    None where it is computed in another way.
-    """
-    if not isinstance(item, fx.Node):
-        return item if isinstance(item, int) else None
-    if (size := _size(item, labelled)) is not None:
-        return size * factor
-    if item.op != "call_function" or item.target not in _ARITHMETIC:
-        return None
-    arguments = [_evaluated(arg, factor, labelled) for arg in item.args]
-    if None in arguments:
-        return None
-    return cast(int, cast("Any", item.target)(*arguments))
+    def extents(name: str) -> list[int] | None:
+        values = labelled.get(name, ())
+        return [extent * factor for extent in values[0].shape] if len(values) == 1 else None
 
-
-_ARITHMETIC = tuple(getattr(operator, name) for name in ("floordiv", "mul", "add", "sub"))
-
-
-def _size(item: fx.Node, labelled: Labelled) -> int | None:
-    """Returns the extent that a node reads: ``x.size(1)``, or ``x.shape[1]``."""
-    source, dim = argument(item, 0, "input"), argument(item, 1, "dim")
-    if item.op == "call_method" and item.target == "size":
-        values = labelled.get(source_name(item), ())
-    elif item.target is operator.getitem and isinstance(source, fx.Node) and _reads_shape(source):
-        values = labelled.get(source_name(source), ())
-    else:
-        return None
-    return values[0].shape[dim] if len(values) == 1 and isinstance(dim, int) else None
-
-
-def _reads_shape(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target == "size" and argument(node, 1, "dim") is None
-    return node.target is getattr and argument(node, 1, "name") == "shape"
+    return evaluate(item, extents)
 
 
 def rewrite_subscript(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
@@ -172,7 +144,7 @@ def rewrite_subscript(node: fx.Node, layer: ChannelLayer, copies: Copies) -> Non
     if len(values) != 1:
         return
     items = _items(node)
-    for subscript in _subscripts(node, len(values[0].shape)):
+    for subscript in subscripts_of(node, len(values[0].shape)):
         weights = values[0].copies_along(subscript.dim, copies)
         if set(weights) != {1}:
             items[subscript.position] = _moved(subscript.item, weights)

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from exporters.source.text import morphir_version
 from morphir.cli import export, grow, inspection, verify
+from morphir.cli.instruments import inspectable
 from morphir.errors import MorphirError
 
 INTERRUPTED = 130
@@ -47,10 +48,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("grow")(grow.command)
+app.command("grow")(inspectable(grow.command))
 app.command("inspect")(inspection.command)
 app.command("export")(export.command)
-app.command("verify")(verify.command)
+app.command("verify")(inspectable(verify.command))
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.ir.state import evaluation_mode

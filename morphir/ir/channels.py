@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from morphir.errors import MorphirError
 from morphir.ir.codes import suggestion_for
 from morphir.ir.source import SourceLocation, located
 
+Integers = NDArray[np.int64]
 VerdictKind = Literal["exact", "prune-only", "frozen"]
 Role = Literal["producer", "consumer", "region"]
 
@@ -56,6 +59,28 @@ class Verdict:
         plain = {name: getattr(self, name) for name in ("kind", "code", "reason", "node")}
         source = str(self.source) if self.source else None
         return {**plain, "source": source, "suggestion": self.suggestion}
+
+
+class Groups(tuple[int, ...]):
+    """For every position along a dimension, the group's index in a space, or -1.
+
+    Attributes:
+        numbers: The same as an array.
+    """
+
+    numbers: Integers
+
+    @staticmethod
+    def of(numbers: Integers) -> Groups:
+        """Wraps an array, which must not be written to afterwards."""
+        groups = Groups(numbers.tolist())
+        groups.numbers = numbers
+        return groups
+
+
+def as_array(groups: Sequence[int]) -> Integers:
+    """Returns groups as an array."""
+    return groups.numbers if isinstance(groups, Groups) else np.asarray(groups, np.int64)
 
 
 @dataclass(frozen=True)
@@ -122,7 +147,7 @@ class AxisBinding:
         return self.groups.count(group)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ChannelSpace:
     """The ordered channel groups that the same producers make; named after the first of these producers.
 
@@ -142,6 +167,13 @@ class ChannelSpace:
     consumers: tuple[Consumer, ...]
     bindings: tuple[AxisBinding, ...]
     least: int = 1
+
+    def __repr__(self) -> str:
+        counts = Counter(str(verdict.code or verdict.kind) for verdict in self.verdicts)
+        verdicts = ", ".join(f"{count} {word}" for word, count in counts.items())
+        makers = ", ".join(f"%{producer.node}" for producer in self.producers)
+        readers = ", ".join(f"%{consumer.node}" for consumer in self.consumers) or "nothing"
+        return f"ChannelSpace({self.name!r}: {verdicts}; made by {makers}; read by {readers})"
 
     @property
     def width(self) -> int:
@@ -196,16 +228,32 @@ class Value:
             copies: Space name to the number of copies of each of its groups (0 for a pruned one, 2 for a
                 split one).
         """
-        return tuple(sum(self.copies_along(dim, copies)) for dim in range(len(self.shape)))
+        extents = list(self.shape)
+        for layout in self.layouts:
+            if layout.space in copies:
+                extents[layout.dim] += added(layout.groups, copies[layout.space])
+        return tuple(extents)
 
     def copies_along(self, dim: int, copies: Mapping[str, Sequence[int]]) -> list[int]:
         """Returns, for every position along ``dim``, how many positions a rewrite makes of it."""
-        counts = [1] * self.shape[dim]
+        counts = np.ones(self.shape[dim], np.int64)
         for layout in self.layouts:
             if layout.dim == dim and layout.space in copies:
-                for position, group in enumerate(layout.groups):
-                    counts[position] = copies[layout.space][group] if group >= 0 else counts[position]
-        return counts
+                groups = as_array(layout.groups)
+                held = groups >= 0
+                counts[held] = np.asarray(copies[layout.space], np.int64)[groups[held]]
+        return counts.tolist()
+
+
+def added(groups: Sequence[int], copies: Sequence[int]) -> int:
+    """Returns how many positions a rewrite adds along a dimension; fewer than 0 where it removes some.
+
+    Args:
+        groups: For every position, the group or -1.
+        copies: How many copies of each group the rewrite makes.
+    """
+    positions = as_array(groups)
+    return int((np.asarray(copies, np.int64)[positions[positions >= 0]] - 1).sum())
 
 
 @dataclass(frozen=True)
@@ -222,6 +270,19 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What trial rewrites found that the labels do not tell.
+
+    Attributes:
+        verdicts: Space name to the verdict on all its groups, where the program did not follow.
+        least: Space name to how many groups have to stay, where the program did not follow with fewer.
+    """
+
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict[str, Verdict])
+    least: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass(frozen=True)
 class ChannelLayer:
     """All that the analysis found about a graph.
 
@@ -234,6 +295,16 @@ class ChannelLayer:
     spaces: Mapping[str, ChannelSpace]
     values: Mapping[str, tuple[Value, ...]]
     products: tuple[Product, ...] = ()
+
+    def in_dtype(self, dtype: torch.dtype) -> ChannelLayer:
+        """Returns the same of a program whose floating-point values have another dtype."""
+        values = {
+            name: tuple(
+                replace(value, dtype=dtype) if value.dtype.is_floating_point else value for value in items
+            )
+            for name, items in self.values.items()
+        }
+        return replace(self, values=values)
 
     def verdict_counts(self) -> Mapping[tuple[VerdictKind, str], int]:
         """Returns how many channel groups there are of each verdict, by kind and code; exact ones first."""

@@ -257,6 +257,26 @@ _FROZEN = (
         "{node} lays the memory out anew by as_strided",
         "use view, reshape or permute in its place",
     ),
+    Code(
+        "picked-by-position",
+        "frozen",
+        "{node} picks channels together with positions, so that one more of them shifts all that come after",
+        "pick the positions before the channels meet them, or gather along one dimension alone",
+    ),
+    Code(
+        "regrouped",
+        "frozen",
+        "with one channel more or less of them, the operators after {node} tie other channels together",
+        "nothing where an operator shuffles or halves channels again and again; "
+        "else cut and lay them out by sizes that divide their number",
+    ),
+    Code(
+        "trial-failed",
+        "frozen",
+        "the program did not follow at {node} when some of them were split, or pruned, on trial",
+        "read sizes from tensors (x.size(1)), or write them as literals that equal a dimension; "
+        "arithmetic on a number of channels does not follow it",
+    ),
 )
 
 _REFUSED = (

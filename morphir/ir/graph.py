@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from morphir.errors import MorphirError
-from morphir.ir.channels import ChannelLayer, ChannelSpace
+from morphir.ir.channels import ChannelLayer, ChannelSpace, Limits
 from morphir.ir.index_map import Rewrite
 from morphir.ir.inputs import ExampleInputs
 from morphir.ir.names import check_names
@@ -34,12 +34,14 @@ class Graph(fx.GraphModule):
         module_types: Module path to the class name in the user's model; ``""`` is the model itself.
         opaque_calls: Node name to the call of a module that could not be traced and is kept whole.
         history: Every rewrite that was applied, oldest first.
+        limits: What trial rewrites found that the labels do not tell.
     """
 
     inputs: ExampleInputs
     module_types: Mapping[str, str]
     opaque_calls: Mapping[str, OpaqueCall]
     history: tuple[Rewrite, ...]
+    limits: Limits
     _channels: ChannelLayer | None
 
     def __init__(
@@ -60,6 +62,7 @@ class Graph(fx.GraphModule):
         self.module_types = MappingProxyType(dict(module_types))
         self.opaque_calls = MappingProxyType(dict(opaque_calls))
         self.history = tuple(history)
+        self.limits = Limits()
         self._channels = None
         self.train(root.training)
 
@@ -96,6 +99,7 @@ class Graph(fx.GraphModule):
             self.opaque_calls = MappingProxyType(
                 {name: c.in_dtype(dtype) for name, c in self.opaque_calls.items()}
             )
+            self._channels = None if self._channels is None else self._channels.in_dtype(dtype)
         return self
 
     def space(self, name: str) -> ChannelSpace:
@@ -136,6 +140,7 @@ class Graph(fx.GraphModule):
             opaque_calls=self.opaque_calls,
             history=self.history,
         )
+        clone.limits = self.limits
         clone._channels = self._channels
         return clone
 

@@ -13,7 +13,7 @@ fresh model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 Theta = Mapping[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class IndexMap:
     """The structural change of one space.
 
@@ -46,6 +46,18 @@ class IndexMap:
     def identity(space: str, width: int) -> IndexMap:
         """Returns the map that changes nothing."""
         return IndexMap(space, width, tuple(range(width)), (1.0,) * width, (0,) * width)
+
+    @staticmethod
+    def of_copies(space: str, counts: Sequence[int]) -> IndexMap:
+        """Returns the map that makes so many copies of each group: 0 of a pruned one, 2 of a split one."""
+        copies = [(group, count, copy) for group, count in enumerate(counts) for copy in range(count)]
+        return IndexMap(
+            space,
+            len(counts),
+            tuple(group for group, _, _ in copies),
+            tuple(1.0 / count for _, count, _ in copies),
+            tuple(0 if count == 1 else 1 - 2 * (copy % 2) for _, count, copy in copies),
+        )
 
     @property
     def new_width(self) -> int:
@@ -79,6 +91,9 @@ class IndexMap:
         """Every new group as text: ``3`` kept, ``3+`` and ``3-`` the halves of a split."""
         marks = {0: "", 1: "+", -1: "-"}
         return tuple(f"{source}{marks[sign]}" for source, sign in zip(self.sources, self.signs, strict=True))
+
+    def __repr__(self) -> str:
+        return f"IndexMap({self})"
 
     def __str__(self) -> str:
         return f"{self.space}: {self.old_width} -> {self.new_width} [{' '.join(self.lineage)}]"
@@ -175,3 +190,8 @@ def composed(maps: Iterable[IndexMap]) -> tuple[IndexMap, ...]:
     for later in maps:
         found[later.space] = found[later.space].then(later) if later.space in found else later
     return tuple(found.values())
+
+
+def copies_of(maps: Iterable[IndexMap]) -> dict[str, tuple[int, ...]]:
+    """Returns, for each mapped space, how many new groups come from each old one."""
+    return {m.space: tuple(map(len, m.copies())) for m in maps}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from morphir.analysis.emptied import emptied
 from morphir.errors import RewriteError
-from morphir.ir.channels import ChannelSpace, ValueLayout
+from morphir.ir.channels import ChannelSpace
 from morphir.ir.codes import suggestion_for
 from morphir.ir.graph import Graph
-from morphir.ir.index_map import IndexMap, Theta
+from morphir.ir.index_map import IndexMap, Theta, copies_of
 from morphir.ir.source import source_of
 from morphir.morphisms.base import Child, Morphism
 
-Copies = Mapping[str, Sequence[int]]
 _KEPT = (Child(1.0, 0),)
 
 
@@ -45,7 +45,7 @@ def index_maps(graph: Graph, morphisms: Iterable[Morphism]) -> tuple[IndexMap, .
     """
     planned = by_space(graph, morphisms)
     maps = tuple(_index_map(graph.space(name), groups) for name, groups in planned.items())
-    for node, _ in emptied(graph, copies_of(maps)):
+    for node, _ in emptied(graph.channels, copies_of(maps)):
         raise RewriteError(
             "pruning would leave nothing of the channels here",
             node=node,
@@ -54,30 +54,6 @@ def index_maps(graph: Graph, morphisms: Iterable[Morphism]) -> tuple[IndexMap, .
             code="nothing-read",
         )
     return maps
-
-
-def emptied(graph: Graph, copies: Copies) -> Iterator[tuple[str, set[tuple[str, int]]]]:
-    """Yields every node that a rewrite would leave with an empty dimension, and the groups along that.
-
-    Args:
-        graph: The graph before the rewrite.
-        copies: Space name to the number of copies of each of its groups.
-    """
-    for name, values in graph.channels.values.items():
-        for value in values:
-            for dim in range(len(value.shape)):
-                along = [layout for layout in value.layouts if layout.dim == dim]
-                if along and not any(_survives(layout, copies) for layout in along):
-                    groups = {
-                        (layout.space, group) for layout in along for group in layout.groups if group >= 0
-                    }
-                    if sum(value.copies_along(dim, copies)) == 0:
-                        yield name, groups
-
-
-def _survives(layout: ValueLayout, copies: Copies) -> bool:
-    counts = copies.get(layout.space)
-    return counts is None or any(group >= 0 and counts[group] for group in layout.groups)
 
 
 def without_emptying(graph: Graph, morphisms: Sequence[Morphism]) -> list[Morphism]:
@@ -98,7 +74,7 @@ def without_emptying(graph: Graph, morphisms: Sequence[Morphism]) -> list[Morphi
         copies = {name: [1] * space.width for name, space in graph.spaces.items()}
         for morphism in kept:
             copies[morphism.space][morphism.index] = len(morphism.children)
-        spared = {min(groups) for _, groups in emptied(graph, copies)}
+        spared = {min(groups) for _, groups in emptied(graph.channels, copies)}
         if not spared:
             return kept
         kept = [morphism for morphism in kept if (morphism.space, morphism.index) not in spared]
@@ -133,8 +109,3 @@ def _index_map(space: ChannelSpace, morphisms: Mapping[int, Morphism]) -> IndexM
         tuple(child.sign for _, child in children),
         thetas,
     )
-
-
-def copies_of(maps: Sequence[IndexMap]) -> dict[str, tuple[int, ...]]:
-    """Returns, for each mapped space, how many new groups come from each old one."""
-    return {m.space: tuple(map(len, m.copies())) for m in maps}

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from morphir.analysis.cost import Cost, cost, delta_cost, delta_cost_of_copies, delta_costs
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.errors import MorphirError
 
 BATCH = 3

@@ -15,7 +15,7 @@ from morphir.analysis.coupling import couple
 from morphir.analysis.execution import execute
 from morphir.analysis.explain import explain
 from morphir.analysis.explanation import Explanation, Site, ranges
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.errors import MorphirError
 from morphir.ir.codes import CODES
 from morphir.ir.graph import Graph

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from morphir.analysis.literals import rewrite_literals
 from morphir.analysis.module_literals import module_attributes, rewrite_modules
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 
 
 class Net(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphir.analysis.locality import locality
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.errors import MorphirError
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.ir.graph import Graph
 from morphir.runtime.oracle.oracle import check_graph
 

@@ -13,7 +13,7 @@ from typer.testing import Result
 from morphir.analysis.cost import cost
 from morphir.analysis.explain import explain
 from morphir.analysis.locality import locality
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.ir.codes import suggestion_for
 from morphir.ir.graph import Graph
 from morphir.ir.printer import print_graph

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.analysis.verify import verify_channels
 from morphir.errors import GuardError, MorphirError, TraceError
 from morphir.ir.example_run import ExampleRun

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.analysis.verify import verify_channels
 from morphir.errors import GuardError, MorphirWarning, TraceError
 from morphir.ir.graph import Graph

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.errors import TraceError
 from morphir.morphisms.split import Split
 from passes.transform import transform

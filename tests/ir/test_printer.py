@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.ir.channels import Value, ValueLayout
 from morphir.ir.printer import print_graph, print_node, print_value
 

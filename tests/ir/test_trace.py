@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.errors import MorphirError, MorphirWarning, TraceError
 from morphir.ir.source import source_of
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.analysis.verify import differences, verify_channels
 from morphir.errors import VerificationError
 from morphir.ir.channel_invariants import CHANNEL_INVARIANTS

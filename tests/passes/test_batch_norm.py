@@ -8,7 +8,7 @@ import torch
 from torch import nn, optim
 from torch.nn import functional
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.ir.graph import Graph
 from morphir.morphisms.split import Split
 from passes.batch_norm import ReexpressBatchNorm

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.errors import RewriteError
 from passes.base import Pass, PassResult
 from passes.dead_code import EliminateDeadCode

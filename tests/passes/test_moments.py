@@ -9,7 +9,7 @@ import torch
 from torch import nn, optim
 from torch.nn import functional
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.morphisms.prune import Prune

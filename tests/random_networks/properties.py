@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.analysis.verify import verify_channels
 from morphir.runtime.oracle.oracle import check_graph
 from random_networks.draft import Network

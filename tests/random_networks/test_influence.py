@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.ir.channels import ChannelLayer, ChannelSpace
 from morphir.ir.graph import Graph
 from morphir.morphisms.split import Split

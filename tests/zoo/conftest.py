@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from exporters.registry import EXPORTERS
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.ir.channels import ChannelSpace, Verdict
 from morphir.ir.graph import Graph
 from morphir.morphisms.base import Morphism

@@ -14,6 +14,7 @@ from morphir.analysis.labels import (
     Facts,
     Layer,
     Layers,
+    compact,
     label_dims,
     normalise,
     spread,
@@ -25,10 +26,12 @@ from morphir.analysis.rules.pointwise import unify
 # On labels a view may need a copy, since strides of 0 rarely survive a reshape.
 _ON_LABELS: dict[str, Any] = {"view": torch.reshape, "_unsafe_view": torch.reshape, "reshape": torch.reshape}
 
+_IN_PLACE_OF_DIMS = frozenset({"roll", "flip"})
+"""Operators that leave every dimension where it is: a single channel stays what it was."""
+
 
 @rule("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "slice", "select")
 @rule("split", "split_with_sizes", "unbind", "chunk", "flip", "roll", "narrow", "unfold", "movedim")
-@rule("diagonal")
 def move(op: Operation, facts: Facts) -> Outcome:
     """Runs a one-tensor operator on each layer."""
     moved = [_moved_outputs(op, layer) for layer in op.layers_of(op.args[0])]
@@ -38,6 +41,19 @@ def move(op: Operation, facts: Facts) -> Outcome:
             for at, out in enumerate(op.tensor_outputs)
         ]
     )
+
+
+@rule("diagonal")
+def diagonal(op: Operation, facts: Facts) -> Outcome:
+    """Keeps what does not vary along the two dimensions; a channel on a diagonal has a position, too."""
+    source: torch.Tensor = op.args[0]
+    taken = {op.argument("dim1", 0) % source.dim(), op.argument("dim2", 1) % source.dim()}
+    across = [layer for layer in op.layers_of(source) if taken & set(label_dims(layer))]
+    reason = "picked along a diagonal, by their position"
+    facts.restrict(across, "frozen", "picked-by-position", reason, op.node)
+    kept = [layer for layer in op.layers_of(source) if not taken & set(label_dims(layer))]
+    moved = [_moved_outputs(op, layer)[0] for layer in kept]
+    return Outcome([(op.result, _told_apart(moved, facts, op.node))])
 
 
 def _told_apart(layers: Sequence[Layer], facts: Facts, node: str) -> Layers:
@@ -57,7 +73,36 @@ def _told_apart(layers: Sequence[Layer], facts: Facts, node: str) -> Layers:
 
 
 def _moved_outputs(op: Operation, layer: Layer) -> list[Layer]:
+    """Moves a layer; one that holds a channel several times side by side by its positions.
+
+    Labels that do not differ would not tell along which dimension the channel came to lie.
+    """
+    if not _is_repeated(layer):
+        return _moved(op, layer)
+    labels = compact(layer)
+    positions = torch.arange(labels.numel()).reshape(labels.shape).expand(layer.shape)
+    return [_labelled(moved, labels.reshape(-1)) for moved in _moved(op, positions)]
+
+
+def _is_repeated(layer: Layer) -> bool:
+    labels = compact(layer)
+    return any(
+        labels.shape[dim] > 1 and bool((labels == labels.narrow(dim, 0, 1)).all())
+        for dim in label_dims(layer)
+    )
+
+
+def _labelled(positions: Layer, labels: torch.Tensor) -> Layer:
+    """Puts labels in the place of positions."""
+    named, dims = labels[compact(positions)].contiguous(), label_dims(positions)
+    strides = [stride if dim in dims else 0 for dim, stride in enumerate(named.stride())]
+    return named.as_strided(positions.shape, strides)
+
+
+def _moved(op: Operation, layer: Layer) -> list[Layer]:
     dims = label_dims(layer)
+    if op.name in _IN_PLACE_OF_DIMS and len(dims) == 1 and layer.shape[dims[0]] == 1:
+        return [layer]
     if op.name in _ON_LABELS and len(dims) == 1 and layer.shape[dims[0]] == 1:
         return [_viewed_lone_channel(layer, dims[0], tuple(op.result.shape))]
     function = _ON_LABELS.get(op.name, op.func)
@@ -150,21 +195,15 @@ def _parallel_layers(op: Operation, tensors: list[torch.Tensor], dim: int, facts
     """Layers that do not vary along the joined dimension: one of each, tied to its likes."""
     shape, found = tuple(op.result.shape), dict[tuple[int, ...], Layer]()
     for tensor in tensors:
-        covered = {label_dims(layer) for layer in op.layers_of(tensor)}
         for layer in op.layers_of(tensor):
             dims = label_dims(layer)
-            if dim in dims or not dims:
-                continue
-            whole = layer.narrow(dim, 0, 1).expand(shape)
-            facts.tie(found.setdefault(dims, whole), whole, "same-position", op.node)
-        for dims in set(found) - covered:
-            facts.restrict(
-                (found[dims],),
-                "frozen",
-                "meets-constant",
-                "joined with a value that has no channels",
-                op.node,
-            )
+            if dim not in dims and dims:
+                whole = layer.narrow(dim, 0, 1).expand(shape)
+                facts.tie(found.setdefault(dims, whole), whole, "same-position", op.node)
+    for tensor in tensors:
+        covered = {label_dims(layer) for layer in op.layers_of(tensor)}
+        alone = [layer for dims, layer in found.items() if dims not in covered]
+        facts.restrict(alone, "frozen", "meets-constant", "joined with a value that has no channels", op.node)
     return tuple(found.values())
 
 
@@ -254,6 +293,7 @@ def index(op: Operation, facts: Facts) -> Outcome:
 def _picked(op: Operation, dim: int, picked: torch.Tensor, facts: Facts) -> Outcome:
     source: torch.Tensor = op.args[0]
     dim, places, shape = dim % source.dim(), op.literal_of(picked), tuple(op.result.shape)
+    places = None if places is None or places.is_meta else places
     added = op.result.dim() - source.dim() + 1
     kept: list[Layer] = []
     for layer in op.layers_of(source):

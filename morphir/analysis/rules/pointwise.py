@@ -13,6 +13,14 @@ COPIES = ("clone", "detach", "alias", "_to_copy", "lift_fresh", "contiguous")
 Operand = tuple[tuple[int, ...], Layers]
 
 
+@rule("_prelu_kernel")
+def prelu(op: Operation, facts: Facts) -> Outcome:
+    """A slope for each channel; a single one would be the slope of all channels."""
+    for layer in op.layers_of(op.args[1]):
+        facts.keep_several(compact(layer))
+    return pointwise(op, facts)
+
+
 @rule(
     "clone",
     "copy",
@@ -23,11 +31,11 @@ Operand = tuple[tuple[int, ...], Layers]
     "contiguous",
     "dropout",
     "native_dropout",
-    "_prelu_kernel",
     "where",
     "masked_fill",
     "rrelu_with_noise",
     "fill",
+    "zero",
     "hardswish",
     "hardsigmoid",
     "hardtanh",
@@ -69,10 +77,13 @@ def unify(operands: Sequence[Operand], shape: tuple[int, ...], facts: Facts, nod
     for index, (own, layers) in enumerate(operands):
         lead = len(shape) - len(own)
         for layer in layers:
-            if any(own[d] == 1 and shape[d + lead] > 1 for d in label_dims(layer)):
+            broadcast = [d + lead for d in label_dims(layer) if own[d] == 1 and shape[d + lead] > 1]
+            if broadcast:
                 _freeze_broadcast(layer, facts, node)
+                _keep_wide(broadcast, operands, len(shape), facts)
             else:
                 placed.append((index, layer.expand(shape)))
+    placed = [(at, _along_common(at, layer, placed, operands, shape, facts, node)) for at, layer in placed]
     met = [_meets_labels(at, layer, placed, operands, shape) for at, layer in placed]
     alone = [layer for (_, layer), labelled in zip(placed, met, strict=True) if not labelled]
     reason = "combined with a value that has no channels there"
@@ -120,6 +131,57 @@ def _freeze_broadcast(layer: Layer, facts: Facts, node: str) -> None:
     )
 
 
+def _keep_wide(dims: Sequence[int], operands: Sequence[Operand], rank: int, facts: Facts) -> None:
+    """Of the channels that a single one is broadcast over, two stay: one alone would meet it as its like."""
+    for own, layers in operands:
+        lead = rank - len(own)
+        for layer in layers:
+            if any(d + lead in dims and own[d] > 1 for d in label_dims(layer)):
+                facts.keep_several(compact(layer))
+
+
+def _along_common(
+    index: int,
+    layer: Layer,
+    placed: Sequence[tuple[int, Layer]],
+    operands: Sequence[Operand],
+    shape: tuple[int, ...],
+    facts: Facts,
+    node: str,
+) -> Layer:
+    """Leaves a layer along the dimensions where what it meets has labels; what varies along others is tied.
+
+    A gate of shape ``[branches, channels]`` on a stack of branches is such a layer: the channels of the same
+    place in each branch go together.
+    """
+    dims = label_dims(layer)
+    if len(dims) == 1:
+        return layer
+    common = [d for d in dims if _is_labelled(index, d, placed, operands, shape)]
+    if not common or len(common) == len(dims):
+        return layer
+    first = layer[tuple(slice(None) if d in common else slice(0, 1) for d in range(layer.dim()))]
+    left = first.expand(layer.shape)
+    facts.tie(layer, left, "same-inner-index", node)
+    return left
+
+
+def _is_labelled(
+    index: int,
+    dim: int,
+    placed: Sequence[tuple[int, Layer]],
+    operands: Sequence[Operand],
+    shape: tuple[int, ...],
+) -> bool:
+    """Whether every other operand with an extent along a dimension has labels along it."""
+    for other, (own, _) in enumerate(operands):
+        lead = len(shape) - len(own)
+        labelled = any(where == other and dim in label_dims(theirs) for where, theirs in placed)
+        if other != index and dim >= lead and own[dim - lead] > 1 and not labelled:
+            return False
+    return True
+
+
 def _meets_labels(
     index: int,
     layer: Layer,
@@ -128,12 +190,4 @@ def _meets_labels(
     shape: tuple[int, ...],
 ) -> bool:
     """Whether every operand that a layer meets, position by position, has labels there too."""
-    for other, (own, _) in enumerate(operands):
-        lead = len(shape) - len(own)
-        if other == index:
-            continue
-        for dim in label_dims(layer):
-            labelled = any(where == other and dim in label_dims(theirs) for where, theirs in placed)
-            if dim >= lead and own[dim - lead] > 1 and not labelled:
-                return False
-    return True
+    return all(_is_labelled(index, dim, placed, operands, shape) for dim in label_dims(layer))

@@ -11,10 +11,10 @@ from torch import optim
 
 from morphir.analysis.cost import Cost, cost, delta_cost_of_copies
 from morphir.ir.graph import Graph
-from morphir.ir.index_map import IndexMap, composed
+from morphir.ir.index_map import IndexMap, composed, copies_of
 from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
-from morphir.morphisms.plan import copies_of, index_maps
+from morphir.morphisms.plan import index_maps
 from morphir.runtime.growing.events import GraphRewritten
 from morphir.runtime.growing.following import leave_out_refused
 from morphir.runtime.growing.line_search import Trial, best, scaled, search
@@ -34,6 +34,7 @@ def rewrite_graph(job: Job, learner: Learner, optimizer: optim.Optimizer, phase:
         learner.scores(),
         widths(graph),
         SelectionRules.of(job.config),
+        least={name: space.least for name, space in graph.spaces.items()},
         used=_resources(cost(graph)),
         measure=lambda morphisms: _resources(cost(graph) + _delta(graph, morphisms)),
     )

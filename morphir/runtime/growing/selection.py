@@ -92,6 +92,7 @@ def select(
     widths: Mapping[str, int],
     rules: SelectionRules,
     *,
+    least: Mapping[str, int] | None = None,
     used: Mapping[str, float] | None = None,
     measure: Measure | None = None,
 ) -> Selection:
@@ -101,6 +102,7 @@ def select(
         scores: Every candidate.
         widths: Space name to its number of groups, in program order.
         rules: What makes a morphism worth applying.
+        least: Space name to how many groups have to stay; one, or as many as the rules say, where left out.
         used: Resource name to what the network uses now; needed for budgets.
         measure: From a set of morphisms to what the network would use; the sum of the single changes where
             None.
@@ -114,7 +116,8 @@ def select(
     missed: list[Remark] = []
     for space, members in groupby(ranked, key=lambda candidate: candidate.space):
         paying = _paying(members, rules, missed)
-        taken += _best(paying, widths[space], rules, missed)
+        stay = max(rules.min_width, (least or {}).get(space, 1))
+        taken += _best(paying, widths[space] - stay, rules.best_fraction, missed)
     if rules.budgets:
         taken = _within_budgets(taken, rules.budgets, used or {}, measure, missed)
     return Selection(tuple(candidate.score for candidate in taken), tuple(missed))
@@ -161,17 +164,16 @@ def _paying(members: Iterable[_Candidate], rules: SelectionRules, missed: list[R
 
 
 def _best(
-    paying: Sequence[_Candidate], width: int, rules: SelectionRules, missed: list[Remark]
+    paying: Sequence[_Candidate], prunable: int, best_fraction: float, missed: list[Remark]
 ) -> list[_Candidate]:
-    """Takes the best share, as long as enough groups stay."""
-    quota = math.ceil(rules.best_fraction * len(paying) - 1e-9)
-    prunable = width - rules.min_width
+    """Takes the best share, and no more prunes than may be."""
+    quota = math.ceil(best_fraction * len(paying) - 1e-9)
     taken: list[_Candidate] = []
     for candidate in paying:
         if candidate.kind == "prune" and prunable <= 0:
-            missed.append(candidate.missed("min-width", f"{rules.min_width} groups have to stay"))
+            missed.append(candidate.missed("min-width", "no more of its groups may go"))
         elif len(taken) >= quota:
-            text = f"pays, but is not among the best {rules.best_fraction:.0%} of its space"
+            text = f"pays, but is not among the best {best_fraction:.0%} of its space"
             missed.append(candidate.missed("not-among-best", text))
         else:
             taken.append(candidate)

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
+
 from exporters.inputs import random_inputs
 from exporters.pytorch_source import PytorchExport, load_exported
 from exporters.registry import EXPORTERS
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.errors import MorphirError, TargetLimitError
 from morphir.ir.channels import ChannelSpace
 from morphir.ir.graph import Graph
@@ -41,7 +43,10 @@ def export_checks(graph: Graph, exporters: Iterable[str]) -> Iterator[Check]:
 
 def _retrace(graph: Graph, exported: PytorchExport) -> Check:
     args, kwargs = random_inputs(graph.inputs, graph.device)
-    network = load_exported(exported.source, exported.class_name).to(graph.device).eval()
+    network = load_exported(exported.source, exported.class_name)
+    # Weights as well: an index that the program holds as a buffer says which channels are picked.
+    network.load_state_dict(load_file(exported.weights))
+    network = network.to(graph.device).eval()
     try:
         again = trace(network, kwargs or args)
     except MorphirError as error:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -25,6 +24,7 @@ from morphir.analysis.execution import execute
 from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelSpace, VerdictKind
 from morphir.ir.graph import Graph
+from morphir.ir.snapshot import restored
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.plan import without_emptying
 from morphir.morphisms.prune import Prune
@@ -34,7 +34,6 @@ from morphir.runtime.oracle.exporting import export_checks
 from morphir.runtime.oracle.remainder import IncomparableError, Removed
 from morphir.runtime.oracle.subjects import randomise_norms
 from morphir.runtime.oracle.zeroing import ZeroedGraph, run_deterministic, zeroed
-from passes.snapshot import Snapshot
 from passes.transform import transform
 
 __all__ = ["TOLERANCE", "Check", "Outcome", "check_graph", "relative_difference", "summary"]
@@ -192,7 +191,7 @@ class _Subject:
 
     def _compare(self, check: str, name: str | None, morphisms: Sequence[Morphism]) -> Check:
         wanted = self._wanted(_removed(morphisms))
-        with _restored(self.graph):
+        with restored(self.graph):
             return self._judge(check, name, morphisms, wanted)
 
     def _judge(self, check: str, name: str | None, morphisms: Sequence[Morphism], wanted: _Wanted) -> Check:
@@ -243,16 +242,6 @@ class _FailedRunError(MorphirError):
 
 _Wanted = dict[bool, list[torch.Tensor]] | IncomparableError | _FailedRunError
 """Output tensors by mode (True is train mode)."""
-
-
-@contextmanager
-def _restored(graph: Graph) -> Generator[None]:
-    """Puts a graph back as it was; cheaper than a copy, since rewrites make new tensors for old ones."""
-    snapshot = Snapshot.take(graph, None)
-    try:
-        yield
-    finally:
-        snapshot.restore()
 
 
 def _groups(space: ChannelSpace, kinds: Sequence[VerdictKind]) -> list[int]:

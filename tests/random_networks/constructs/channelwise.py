@@ -63,7 +63,8 @@ def batch_norm(draft: Draft, value: Value) -> Value:
 def instance_norm(draft: Draft, value: Value) -> Value:
     options = draft.pick(("", ", affine=True", ", affine=True, track_running_stats=True"))
     layer = draft.part("norm", f"nn.InstanceNorm{value.rank}d({value.channels}{options})")
-    return draft.line(f"{layer}({value.name})", value.shape)
+    # A mean over positions right after the norm would be 0 whatever its input, which nothing then influences.
+    return draft.line(f"{layer}({value.name}).relu()", value.shape)
 
 
 @construct(lambda draft, value: value.positions * value.channels > 1)
@@ -71,7 +72,8 @@ def group_norm(draft: Draft, value: Value) -> Value:
     groups = draft.pick([d for d in divisors(value.channels) if value.channels // d * value.positions > 1])
     affine = draft.pick(("", ", affine=False"))
     layer = draft.part("norm", f"nn.GroupNorm({groups}, {value.channels}{affine})")
-    return draft.line(f"{layer}({value.name})", value.shape)
+    bent = ".relu()" if groups == value.channels else ""  # as after an instance norm, which it then is
+    return draft.line(f"{layer}({value.name}){bent}", value.shape)
 
 
 @construct(lambda draft, value: value.channels > 1)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from morphir.analysis.cost import cost
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import Rewrite

@@ -63,6 +63,8 @@ def test_a_space_is_never_pruned_to_nothing() -> None:
     assert codes(selection) == {("a", 0, "prune"): "min-width"}
     wider = select(scores, {"a": 3}, SelectionRules(best_fraction=1.0, min_width=3))
     assert not wider.taken
+    pair = select(scores, {"a": 3}, ALL, least={"a": 2})
+    assert names(pair) == ["prune a[2]"], "an operator needs two of them"
 
 
 def test_switched_off_and_not_finite() -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.ir.graph import Graph
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.ir.channels import ChannelSpace
 from morphir.ir.graph import Graph
 from morphir.ir.state import named_state

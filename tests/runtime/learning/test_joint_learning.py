@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.ir.graph import Graph
 from morphir.morphisms.split import Split
 from morphir.runtime.learning.learner import Learner

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from morphir.analysis.cost import delta_cost
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.morphisms.prune import Prune

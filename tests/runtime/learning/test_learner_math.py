@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.ir.graph import Graph
 from morphir.morphisms.split import Split
 from morphir.runtime.learning import perturbation

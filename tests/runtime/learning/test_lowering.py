@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.runtime.learning.lowering import Lowered, lower
 from morphir.seeds import VGG19, MobileNetV1, ResNet20
 

@@ -13,7 +13,7 @@ from torchvision.models.convnext import CNBlock
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
 from morphir.runtime.learning.learner import Learner

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.ir.graph import Graph
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram, lower
 from morphir.runtime.learning.own_channels import ChannelMap, OwnChannels

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from morphir.analysis.locality import locality
-from morphir.analysis.spaces import trace
+from morphir.analysis.tracing import trace
 from morphir.ir.graph import Graph
 from morphir.morphisms.base import Child
 from morphir.morphisms.prune import Prune

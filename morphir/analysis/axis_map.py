@@ -15,9 +15,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from morphir.errors import VerificationError
-from morphir.ir.channels import AxisBinding, ChannelLayer
+from morphir.ir.channels import AxisBinding, ChannelLayer, as_array
 from morphir.ir.index_map import IndexMap
+
+
+class MismatchError(Exception):
+    """The program put channels elsewhere than the index maps say.
+
+    Args:
+        parameter: ``state_dict`` key of the tensor at which this was seen.
+        reason: What is wrong.
+    """
+
+    def __init__(self, parameter: str, reason: str) -> None:
+        super().__init__(reason)
+        self.parameter = parameter
+
 
 Integers = NDArray[np.int64]
 Factors = NDArray[np.float64]
@@ -58,7 +71,7 @@ def axis_maps(before: ChannelLayer, after: ChannelLayer, maps: Sequence[IndexMap
     """Yields a map for every axis that the index maps change.
 
     Raises:
-        VerificationError: if the program did not put the channels where the index maps say.
+        MismatchError: if the program did not put the channels where the index maps say.
     """
     changed = {m.space: m for m in maps}
     identities = {
@@ -140,19 +153,19 @@ def _factors(role: str, index_map: IndexMap) -> tuple[Sequence[float], Sequence[
 def _axis_map(parameter: str, axis: int, old: _Bound, new: _Bound, numbering: _Numbering) -> AxisMap:
     unknown = [space for space, _ in new if space not in numbering.new]
     if unknown or not new:
-        raise VerificationError(
-            f"axis {axis} of {parameter} holds {', '.join(unknown) or 'no space'}, which was not predicted"
+        raise MismatchError(
+            parameter,
+            f"axis {axis} of {parameter} holds {', '.join(unknown) or 'no space'}, which was not predicted",
         )
     old_numbers, new_numbers = _numbers(old, numbering.old), _numbers(new, numbering.new)
     old_counts = np.bincount(old_numbers, minlength=int(numbering.origins.max()) + 1)
     new_counts = np.bincount(new_numbers, minlength=len(numbering.origins))
     wrong = np.flatnonzero(new_counts[1:] != old_counts[numbering.origins[1:]]) + 1
     if wrong.size:
-        raise VerificationError(
-            f"axis {axis} of {parameter} does not hold every copy of {numbering.name(int(wrong[0]))}"
-        )
+        lost = numbering.name(int(wrong[0]))
+        raise MismatchError(parameter, f"axis {axis} of {parameter} does not hold every copy of {lost}")
     if new_counts[0] != old_counts[0]:
-        raise VerificationError(f"axis {axis} of {parameter} does not hold what belongs to no space")
+        raise MismatchError(parameter, f"axis {axis} of {parameter} does not hold what belongs to no space")
     starts = np.cumsum(old_counts) - old_counts
     sources = np.argsort(old_numbers, kind="stable")[
         starts[numbering.origins[new_numbers]] + _ranks(new_numbers, new_counts)
@@ -165,7 +178,7 @@ def _numbers(bindings: _Bound, first: Mapping[str, int]) -> Integers:
     """Returns the number of the group at every position of an axis."""
     numbers = np.zeros(len(bindings[0][1].groups), np.int64)
     for space, binding in bindings:
-        groups = np.asarray(binding.groups)
+        groups = as_array(binding.groups)
         np.copyto(numbers, groups + first[space], where=groups >= 0)
     return numbers
 

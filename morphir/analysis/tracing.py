@@ -1,0 +1,93 @@
+"""``trace``: from a model to a graph whose channel spaces are known, and whose verdicts were tried."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from morphir.analysis.rehearsal import not_following, too_narrow
+from morphir.analysis.spaces import analyse
+from morphir.errors import AnalysisError, MorphirWarning, TraceError
+from morphir.ir.channels import Limits
+from morphir.ir.graph import Graph
+from morphir.ir.opaque import Failure, innermost_module, values_reason
+from morphir.ir.source import source_of
+from morphir.ir.trace import ExampleArgument, trace_program
+
+
+def trace(model: object, example_inputs: ExampleArgument) -> Graph:
+    """Traces a model and finds its channel spaces.
+
+    Args:
+        model: Any ``nn.Module`` that ``torch.fx`` can trace. It is copied, never changed.
+        example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments, with a
+            batch dimension.
+
+    Returns:
+        The graph, in the model's own mode (training or evaluation).
+
+    Raises:
+        TraceError: if the model cannot be traced or fails on the example inputs; names the user's line.
+    """
+    whole: dict[str, Failure] = {}
+    while True:
+        graph = trace_program(model, example_inputs, whole)  # pyright: ignore[reportArgumentType]
+        try:
+            attach_channels(graph)
+        except AnalysisError as error:
+            _keep_whole(graph, error, whole)
+        else:
+            _warn_of_opaque(graph)
+            return graph
+
+
+def attach_channels(graph: Graph) -> None:
+    """Analyses a program, and withdraws what the labels promise and the program does not keep in a trial.
+
+    Raises:
+        AnalysisError: if the program cannot be followed on shapes alone; names the node.
+    """
+    graph.attach(analyse(graph))
+    if least := too_narrow(graph):
+        _limit(graph, Limits(least=least))
+    if verdicts := not_following(graph):
+        _limit(graph, Limits(verdicts, least))
+
+
+def _limit(graph: Graph, limits: Limits) -> None:
+    graph.limits = limits
+    graph.attach(analyse(graph))
+
+
+def _keep_whole(graph: Graph, error: AnalysisError, whole: dict[str, Failure]) -> None:
+    """Notes the innermost module that holds a node which shapes alone do not pass.
+
+    Raises:
+        TraceError: if it is the model itself.
+    """
+    if error.node is None:
+        raise error
+    node, cause = graph.node(error.node), error.__cause__ or error
+    path, reason = innermost_module(node), str(cause).strip().split("\n", 1)[0]
+    if isinstance(cause, (DataDependentOutputException, DynamicOutputShapeException)):
+        reason = values_reason(cause)
+    if not path or path in whole:
+        raise TraceError(
+            f"the analysis cannot follow the model on shapes alone: {reason}",
+            node=node.name,
+            source=source_of(node),
+            hint="move what depends on tensor values into a module of its own, which is then kept whole",
+        ) from error
+    whole[path] = Failure(reason, source_of(node))
+
+
+def _warn_of_opaque(graph: Graph) -> None:
+    for path, failure in {call.path: call.failure for call in graph.opaque_calls.values()}.items():
+        where = "" if failure.source is None else f" ({failure.source})"
+        warnings.warn(
+            f"{graph.module_types[path]} at {path!r} cannot be traced and is kept whole, the channels at its "
+            f"boundary frozen: {failure.reason}{where}",
+            MorphirWarning,
+            stacklevel=3,
+        )

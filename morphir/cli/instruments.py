@@ -1,0 +1,125 @@
+"""Options that every command which runs passes has: print, verify, time, dump, stop.
+
+What they print goes to standard error, so that a command's own output stays what it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from morphir.errors import MorphirError
+from passes.instruments import Instrument, instrumented
+from passes.instruments.breaking import BreakOn
+from passes.instruments.observing import PrintRemarks, TimePasses, VerifyEach
+from passes.instruments.printing import ALL, DumpIR, PrintIR
+
+_PANEL = "Inspection of passes"
+_REMARKS = ("applied", "missed", "refused")
+
+
+def _option(help_text: str, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help_text, metavar=metavar, show_default=False, rich_help_panel=_PANEL)
+
+
+_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "print_ir_before": (
+        Annotated[list[str] | None, _option("Print the IR before this pass, or all.", metavar="PASS")],
+        None,
+    ),
+    "print_ir_after": (
+        Annotated[list[str] | None, _option("Print the IR after this pass, or all.", metavar="PASS")],
+        None,
+    ),
+    "print_changed": (
+        Annotated[bool, _option("Print the IR after each pass that changed it.", "--print-changed")],
+        False,
+    ),
+    "print_diff": (Annotated[bool, _option("Print what each pass changed.", "--print-diff")], False),
+    "verify_each": (
+        Annotated[bool, _option("Run the whole verifier after each pass.", "--verify-each")],
+        False,
+    ),
+    "time_passes": (Annotated[bool, _option("Print the time of each pass.", "--time-passes")], False),
+    "break_on": (
+        Annotated[
+            list[str] | None,
+            _option(
+                "Stop in a debugger before pass=, rewrite=, space= or node=; may be given again.",
+                metavar="KIND=NAME",
+            ),
+        ],
+        None,
+    ),
+    "remarks": (
+        Annotated[
+            str | None, _option("Print remarks: all, or some of applied,missed,refused.", metavar="KINDS")
+        ],
+        None,
+    ),
+    "dump_dir": (
+        Annotated[Path | None, _option("Write the IR after each pass into files of this folder.")],
+        None,
+    ),
+}
+
+
+def inspectable(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options to a command, which runs under the instruments that they ask for."""
+    own = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
+        for name, (kind, default) in _OPTIONS.items()
+    ]
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        chosen = {name: kwargs.pop(name, default) for name, (_, default) in _OPTIONS.items()}
+        if chosen["break_on"] and "quiet" in kwargs:
+            kwargs["quiet"] = True  # progress bars and a debugger do not share a terminal
+        with instrumented(*_instruments(chosen)):
+            command(*args, **kwargs)
+
+    signature = own.replace(parameters=[*own.parameters.values(), *added])
+    vars(run)["__signature__"] = signature
+    run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    return run
+
+
+def _instruments(chosen: dict[str, Any]) -> Iterator[Instrument]:
+    before, after = chosen["print_ir_before"] or (), chosen["print_ir_after"] or ()
+    if before or after or chosen["print_changed"] or chosen["print_diff"]:
+        yield PrintIR(
+            _passes(before), _passes(after), chosen["print_changed"], chosen["print_diff"], write=_write
+        )
+    if chosen["dump_dir"] is not None:
+        yield DumpIR(chosen["dump_dir"])
+    if chosen["verify_each"]:
+        yield VerifyEach()
+    if chosen["remarks"] is not None:
+        yield PrintRemarks(_kinds(chosen["remarks"]), write=_write)
+    if chosen["time_passes"]:
+        yield TimePasses(write=_write)
+    yield from map(BreakOn.parse, chosen["break_on"] or ())
+
+
+def _passes(names: Sequence[str]) -> Any:
+    return ALL if "all" in names else frozenset(names)
+
+
+def _kinds(text: str) -> frozenset[str]:
+    kinds = _REMARKS if text == "all" else tuple(text.split(","))
+    if unknown := sorted(set(kinds) - set(_REMARKS)):
+        raise MorphirError(
+            f"there are no remarks {', '.join(unknown)}", hint=f"all, or some of {','.join(_REMARKS)}"
+        )
+    return frozenset(kinds)
+
+
+def _write(text: str) -> None:
+    typer.echo(text, err=True)

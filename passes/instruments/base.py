@@ -1,0 +1,104 @@
+"""What an instrument is told, and which are at work.
+
+Instruments are put to work for a block of code; ``transform``, ``grow`` and a user's own pipeline need
+no argument for them::
+
+    with instrumented(PrintIR(after=ALL)):
+        morphir.transform(graph, morphisms)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from morphir.ir.channels import ChannelSpace
+from morphir.ir.graph import Graph
+from morphir.ir.index_map import IndexMap, Rewrite
+
+if TYPE_CHECKING:
+    from passes.base import PassResult
+
+
+@dataclass(frozen=True)
+class PendingRewrite:
+    """A rewrite that is about to be applied; nothing has changed yet.
+
+    Attributes:
+        number: The number that it will have in the graph's history.
+        name: The pass that asks for it.
+        graph: The graph as it is.
+        maps: Its index maps.
+        morphisms: Its morphisms as text.
+    """
+
+    number: int
+    name: str
+    graph: Graph
+    maps: tuple[IndexMap, ...]
+    morphisms: tuple[str, ...]
+
+    @property
+    def spaces(self) -> tuple[ChannelSpace, ...]:
+        """The spaces that it changes."""
+        return tuple(self.graph.space(index_map.space) for index_map in self.maps)
+
+    def nodes(self) -> frozenset[str]:
+        """Returns the names of the nodes that make, hold or read the spaces' channels."""
+        changed = {index_map.space for index_map in self.maps}
+        holding = {
+            name
+            for name, values in self.graph.channels.values.items()
+            if any(layout.space in changed for value in values for layout in value.layouts)
+        }
+        reading = {consumer.node for space in self.spaces for consumer in space.consumers}
+        return frozenset(holding | reading)
+
+
+class Instrument:
+    """Is told of every pass and rewrite; a subclass overrides what it wants to hear."""
+
+    def before_pass(self, name: str, graph: Graph) -> None:
+        """Is called before a pass runs."""
+
+    def after_pass(self, name: str, graph: Graph, result: PassResult, seconds: float) -> None:
+        """Is called after a pass has run and was verified.
+
+        Args:
+            name: The pass.
+            graph: The graph as it left it.
+            result: What it did.
+            seconds: Wall time, verification included.
+        """
+
+    def before_rewrite(self, rewrite: PendingRewrite) -> None:
+        """Is called inside the pass, before anything is changed."""
+
+    def after_rewrite(self, graph: Graph, rewrite: Rewrite, seconds: float) -> None:
+        """Is called once a rewrite is applied."""
+
+    def close(self) -> None:
+        """Is called at the end of the block, also after an error."""
+
+
+_ACTIVE: ContextVar[tuple[Instrument, ...]] = ContextVar("active instruments", default=())
+
+
+def active() -> tuple[Instrument, ...]:
+    """Returns the instruments that are at work, outermost first."""
+    return _ACTIVE.get()
+
+
+@contextmanager
+def instrumented(*instruments: Instrument) -> Generator[Sequence[Instrument]]:
+    """Puts instruments to work for a block of code, beside those that are."""
+    token = _ACTIVE.set((*_ACTIVE.get(), *instruments))
+    try:
+        yield instruments
+    finally:
+        _ACTIVE.reset(token)
+        for instrument in instruments:
+            instrument.close()

@@ -134,3 +134,20 @@ class HalvedAgain(nn.Module):
 def test_channels_that_regroup_with_their_number_are_frozen() -> None:
     graph = trace(HalvedAgain().eval(), torch.randn(2, 3, 4, 4))
     assert {(kind, code) for kind, code, _ in facts(graph, "stem")} == {("frozen", "regrouped")}
+
+
+class ShapedLike(nn.Module):
+    """Two spaces of one width, of which one takes the other's shape: either alone does not fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 1)
+        self.out = nn.Linear(96, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.one(x).flatten(1).view_as(self.two(x).flatten(1)))
+
+
+def test_spaces_that_follow_together_alone_are_frozen() -> None:
+    graph = trace(ShapedLike().eval(), torch.randn(2, 3, 4, 4))
+    assert {code for name in ("one", "two") for _, code, _ in facts(graph, name)} == {"trial-failed"}

@@ -6,20 +6,23 @@ number of channels that a rewrite leaves of the first ``p``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import fx, nn
 
 from morphir.analysis.arguments import argument, set_argument, source_name
 from morphir.analysis.labels import Facts, LabelledValue, label_dims
 from morphir.analysis.rules.operation import channel_vector
-from morphir.ir.channels import ChannelLayer, Value
+from morphir.ir.channels import ChannelLayer, Integers, Value
 
 Labelled = Mapping[str, Sequence[LabelledValue]]
 Copies = Mapping[str, Sequence[int]]
+Taken = tuple[int, int, Integers]
+"""Which of the tensors that a node yields, a dimension of its input, and the positions taken there."""
 
 
 def tie_chunks(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
@@ -73,6 +76,17 @@ def _sizes_of_pieces(node: fx.Node, layer: ChannelLayer, copies: Copies) -> tupl
     return dim, [piece.shape[dim] for piece in pieces], [piece.extents(copies)[dim] for piece in pieces]
 
 
+def pieces_taken(node: fx.Node, value: Value, results: Sequence[Value]) -> Iterator[Taken]:
+    """What each piece of a cut takes."""
+    del value
+    dim = argument(node, 2, "dim", 0)
+    if isinstance(dim, int):
+        start = 0
+        for at, piece in enumerate(results):
+            yield at, dim % len(piece.shape), np.arange(start, start + piece.shape[dim])
+            start += piece.shape[dim]
+
+
 def constrain_narrow(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
     """``narrow`` with literal bounds follows; others do not."""
     _require_integers(node, labelled, facts, argument(node, 2, "start"), argument(node, 3, "length"))
@@ -87,6 +101,14 @@ def rewrite_narrow(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
     start %= len(weights)
     set_argument(node, 2, "start", sum(weights[:start]))
     set_argument(node, 3, "length", sum(weights[start : start + length]))
+
+
+def narrow_taken(node: fx.Node, value: Value, results: Sequence[Value]) -> Iterator[Taken]:
+    """What ``narrow`` takes."""
+    dim, start = argument(node, 1, "dim"), argument(node, 2, "start")
+    if isinstance(dim, int) and isinstance(start, int):
+        first = start % max(value.shape[dim], 1)
+        yield 0, dim % len(value.shape), np.arange(first, first + results[0].shape[dim])
 
 
 def constrain_select(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
@@ -135,6 +157,14 @@ def _listed(item: object) -> list[object]:
     return list(cast("Sequence[object]", item)) if isinstance(item, (tuple, list)) else [item]
 
 
+def roll_taken(node: fx.Node, value: Value, results: Sequence[Value]) -> Iterator[Taken]:
+    """What a roll takes: all positions, in another order."""
+    del results
+    for dim, shift in (shifts_of(node, {source_name(node): (value,)}) or {}).items():
+        if isinstance(shift, int):
+            yield 0, dim, np.roll(np.arange(value.shape[dim]), shift)
+
+
 def constrain_pad(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
     """Literal amounts of padded channels follow what these meet."""
     amounts = argument(node, 1, "pad")
@@ -171,6 +201,14 @@ def rewrite_index_select(node: fx.Node, layer: ChannelLayer, copies: Copies) -> 
     values = layer.values[source_name(node)]
     dim = cast(int, argument(node, 1, "dim")) % len(values[0].shape)
     rewrite_index(argument(node, 2, "index"), values[0].copies_along(dim, copies))
+
+
+def index_select_taken(node: fx.Node, value: Value, results: Sequence[Value]) -> Iterator[Taken]:
+    """What an index takes."""
+    del results
+    dim, index = argument(node, 1, "dim"), literal_index(argument(node, 2, "index"))
+    if isinstance(dim, int) and index is not None:
+        yield 0, dim % len(value.shape), np.asarray(index, np.int64) % value.shape[dim]
 
 
 def require_own_index(index: object, node: fx.Node, labelled: Labelled, facts: Facts, dim: int) -> None:

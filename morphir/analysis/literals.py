@@ -8,7 +8,7 @@ freezes the channels.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,13 +21,14 @@ from morphir.analysis.arguments import VIEWS, argument, set_argument, size_argum
 from morphir.analysis.labels import Facts, LabelledValue, label_dims
 from morphir.analysis.numbers import counts_channels_alone, evaluate
 from morphir.analysis.rules.operation import channel_vector
-from morphir.analysis.subscripts import constrain_subscript, rewrite_subscript
+from morphir.analysis.subscripts import constrain_subscript, rewrite_subscript, subscript_taken
 from morphir.ir.channels import ChannelLayer, Value
 
 Labelled = Mapping[str, Sequence[LabelledValue]]
 Copies = Mapping[str, Sequence[int]]
 Constrain = Callable[[fx.Node, Labelled, Facts], None]
 Rewriter = Callable[[fx.Node, ChannelLayer, Copies], None]
+Picks = Callable[[fx.Node, Value, Sequence[Value]], Iterable[cuts.Taken]]
 
 
 def _nothing(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
@@ -38,6 +39,11 @@ def _unchanged(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
     del node, layer, copies
 
 
+def _all(node: fx.Node, value: Value, results: Sequence[Value]) -> Iterable[cuts.Taken]:
+    del node, value, results
+    return ()
+
+
 @dataclass(frozen=True)
 class LiteralRule:
     """One kind of literal.
@@ -46,11 +52,14 @@ class LiteralRule:
         targets: Functions and method names that take it.
         constrain: Adds the ties and restrictions that the literal demands.
         rewrite: Puts the literals that fit the rewritten channels into the node.
+        picks: From the node, its input and what it yields to the positions that its literals take; nothing
+            where it takes all of them in their order.
     """
 
     targets: tuple[Any, ...]
     constrain: Constrain = _nothing
     rewrite: Rewriter = _unchanged
+    picks: Picks = _all
 
     def matches(self, node: fx.Node) -> bool:
         """Whether the node is of this kind."""
@@ -189,14 +198,21 @@ def _frozen(code: str, reason: str) -> Constrain:
 LITERALS: tuple[LiteralRule, ...] = (
     LiteralRule(VIEWS, _tie_to_computed_size, _rewrite_sizes),
     LiteralRule(("unflatten", torch.unflatten), rewrite=_rewrite_unflatten),
-    LiteralRule(("split", torch.split, "split_with_sizes"), rewrite=cuts.rewrite_split),
-    LiteralRule(("chunk", torch.chunk), cuts.tie_chunks, cuts.rewrite_chunk),
-    LiteralRule(("tensor_split", torch.tensor_split), cuts.tie_chunks, cuts.rewrite_tensor_split),
-    LiteralRule((operator.getitem,), constrain_subscript, rewrite_subscript),
-    LiteralRule(("narrow", torch.narrow), cuts.constrain_narrow, cuts.rewrite_narrow),
+    LiteralRule(("split", torch.split, "split_with_sizes"), _nothing, cuts.rewrite_split, cuts.pieces_taken),
+    LiteralRule(("chunk", torch.chunk), cuts.tie_chunks, cuts.rewrite_chunk, cuts.pieces_taken),
+    LiteralRule(
+        ("tensor_split", torch.tensor_split), cuts.tie_chunks, cuts.rewrite_tensor_split, cuts.pieces_taken
+    ),
+    LiteralRule((operator.getitem,), constrain_subscript, rewrite_subscript, subscript_taken),
+    LiteralRule(("narrow", torch.narrow), cuts.constrain_narrow, cuts.rewrite_narrow, cuts.narrow_taken),
     LiteralRule(("select", torch.select), cuts.constrain_select, cuts.rewrite_select),
-    LiteralRule(("roll", torch.roll), cuts.constrain_roll, cuts.rewrite_roll),
-    LiteralRule(("index_select", torch.index_select), cuts.constrain_index_select, cuts.rewrite_index_select),
+    LiteralRule(("roll", torch.roll), cuts.constrain_roll, cuts.rewrite_roll, cuts.roll_taken),
+    LiteralRule(
+        ("index_select", torch.index_select),
+        cuts.constrain_index_select,
+        cuts.rewrite_index_select,
+        cuts.index_select_taken,
+    ),
     LiteralRule((functional.pad,), cuts.constrain_pad, cuts.rewrite_pad),
     LiteralRule(
         (

@@ -8,24 +8,17 @@ as before; which of its positions are picked, and in which order, only this comp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import fx
 
-from morphir.analysis.arguments import argument, source_name
-from morphir.analysis.cuts import literal_index, shifts_of
-from morphir.analysis.subscripts import subscripts_of
-from morphir.ir.channels import ChannelLayer, Value
+from morphir.analysis.arguments import source_name
+from morphir.analysis.literals import LITERALS
+from morphir.ir.channels import ChannelLayer, Integers, Value
 from morphir.ir.index_map import IndexMap
 
-Integers = NDArray[np.int64]
 _Group = tuple[str, int]
-_CUTS = frozenset({"chunk", "split", "split_with_sizes", "tensor_split"})
-
-
 Place = tuple[str, int, int]
 """Node, which of the tensors that it yields, and the dimension of the value that it picks from."""
 
@@ -49,49 +42,12 @@ def picks(program: fx.Graph, layer: ChannelLayer) -> dict[Place, Pick]:
     for node in program.nodes:
         values = layer.values.get(source_name(node), ())
         if len(values) == 1:
-            for piece, dim, positions in _positions(node, values[0], layer.values.get(node.name, ())):
-                found[node.name, piece, dim] = Pick(source_name(node), positions)
+            results = layer.values.get(node.name, ())
+            for literal_rule in LITERALS:
+                if literal_rule.matches(node):
+                    for piece, dim, positions in literal_rule.picks(node, values[0], results):
+                        found[node.name, piece, dim] = Pick(source_name(node), positions)
     return found
-
-
-def _positions(node: fx.Node, value: Value, results: Sequence[Value]) -> Iterator[tuple[int, int, Integers]]:
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    rank = len(value.shape)
-    if name == "roll":
-        for dim, shift in (shifts_of(node, {source_name(node): (value,)}) or {}).items():
-            if isinstance(shift, int):
-                yield 0, dim, np.roll(np.arange(value.shape[dim]), shift)
-    elif name == "index_select":
-        dim, index = argument(node, 1, "dim"), literal_index(argument(node, 2, "index"))
-        if isinstance(dim, int) and index is not None:
-            yield 0, dim % rank, np.asarray(index, np.int64) % value.shape[dim]
-    elif name == "narrow":
-        dim, start = argument(node, 1, "dim"), argument(node, 2, "start")
-        if isinstance(dim, int) and isinstance(start, int) and results:
-            first = start % max(value.shape[dim], 1)
-            yield 0, dim % rank, np.arange(first, first + results[0].shape[dim])
-    elif name in _CUTS:
-        dim = argument(node, 2, "dim", 0)
-        if isinstance(dim, int):
-            ends = np.cumsum([piece.shape[dim] for piece in results])
-            for at, (piece, end) in enumerate(zip(results, ends.tolist(), strict=True)):
-                yield at, dim % rank, np.arange(end - piece.shape[dim], end)
-    elif name == "getitem":
-        for subscript in subscripts_of(node, rank):
-            positions = _subscripted(subscript.item, value.shape[subscript.dim])
-            if positions is not None:
-                yield 0, subscript.dim, positions
-
-
-def _subscripted(item: object, extent: int) -> Integers | None:
-    if type(item) is slice:
-        bounds = (item.start, item.stop, item.step)
-        literal = all(bound is None or isinstance(bound, int) for bound in bounds)
-        return np.arange(extent)[item] if literal else None
-    if isinstance(item, int):
-        return None
-    index = literal_index(item)
-    return None if index is None else np.asarray(index, np.int64) % extent
 
 
 def misplaced(

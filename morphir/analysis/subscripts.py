@@ -7,18 +7,27 @@ number of channels, as the half is: then the channels of the same place in each 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 from torch import fx
 
 from morphir.analysis.arguments import source_name
-from morphir.analysis.cuts import Copies, Labelled, moved_position, require_own_index, rewrite_index
+from morphir.analysis.cuts import (
+    Copies,
+    Labelled,
+    Taken,
+    literal_index,
+    moved_position,
+    require_own_index,
+    rewrite_index,
+)
 from morphir.analysis.labels import Facts, LabelledValue, label_dims
 from morphir.analysis.numbers import evaluate
 from morphir.analysis.rules.operation import channel_vector
-from morphir.ir.channels import ChannelLayer
+from morphir.ir.channels import ChannelLayer, Value
 
 
 @dataclass(frozen=True)
@@ -149,6 +158,19 @@ def rewrite_subscript(node: fx.Node, layer: ChannelLayer, copies: Copies) -> Non
         if set(weights) != {1}:
             items[subscript.position] = _moved(subscript.item, weights)
     node.update_arg(1, tuple(items) if isinstance(node.args[1], tuple) else items[0])
+
+
+def subscript_taken(node: fx.Node, value: Value, results: Sequence[Value]) -> Iterator[Taken]:
+    """What the literal slices and index lists between brackets take."""
+    del results
+    for subscript in subscripts_of(node, len(value.shape)):
+        extent = value.shape[subscript.dim]
+        if type(subscript.item) is slice:
+            bounds = (subscript.item.start, subscript.item.stop, subscript.item.step)
+            if not any(isinstance(bound, fx.Node) for bound in bounds):
+                yield 0, subscript.dim, np.arange(extent)[subscript.item]
+        elif (index := literal_index(subscript.item)) is not None:
+            yield 0, subscript.dim, np.asarray(index, np.int64) % extent
 
 
 def _moved(item: Any, weights: Sequence[int]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,11 +13,14 @@ import torch
 from torch.utils import _pytree as pytree
 
 from exporters.inputs import random_inputs
-from morphir.errors import ExportError, TargetLimitError
+from morphir.errors import ExportError, GuardError, TargetLimitError
 from morphir.ir.graph import Graph
+from morphir.ir.values import cloned, map_leaves
 
 ABSOLUTE = 1e-5
 RELATIVE = 1e-3
+_AS_CLOSE = 4.0
+"""How many times PyTorch's own rounding onnxruntime may be away from the exact result."""
 
 
 def compare(model: Graph, path: Path, batch_sizes: Sequence[int]) -> float:
@@ -48,8 +52,7 @@ def compare(model: Graph, path: Path, batch_sizes: Sequence[int]) -> float:
             try:
                 worst = max(worst, _check(what, left, right))
             except _RoundingError as error:
-                exact = _in_float64(model, args, kwargs)[at]
-                if not _rounds_alike(left, right, exact):
+                if not _rounds_alike(left, right, _in_float64(model, args, kwargs, at)):
                     raise
                 worst = max(worst, error.difference)
                 _check_top1(what, cast(torch.Tensor, left), right, 2 * error.difference)
@@ -66,17 +69,16 @@ class _RoundingError(ExportError):
     difference: float = 0.0
 
 
-def _in_float64(model: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[object]:
-    """Runs a copy of the graph in float64."""
-    args, kwargs = pytree.tree_map(_doubled, (tuple(args), dict(kwargs)))
-    with torch.no_grad():
-        return pytree.tree_leaves(copy.deepcopy(model).double()(*args, **kwargs))
+def _in_float64(model: Graph, args: Sequence[Any], kwargs: Mapping[str, Any], output: int) -> object:
+    """Returns one output of a copy of the graph in float64; None where a guard allows no such inputs."""
+    args, kwargs = map_leaves(_doubled, (tuple(args), dict(kwargs)))
+    with torch.no_grad(), suppress(GuardError):
+        return pytree.tree_leaves(copy.deepcopy(model).double()(*args, **kwargs))[output]
+    return None
 
 
-def _doubled(leaf: object) -> object:
-    if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
-        return leaf.double()
-    return _copied(leaf)
+def _doubled(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor.clone()
 
 
 def _rounds_alike(wanted: object, found: torch.Tensor, exact: object) -> bool:
@@ -90,11 +92,8 @@ def _rounds_alike(wanted: object, found: torch.Tensor, exact: object) -> bool:
     return float((found.double() - exact).abs().max()) <= _AS_CLOSE * own
 
 
-_AS_CLOSE = 4.0
-
-
 def _wanted(model: Graph, args: Sequence[Any], kwargs: Mapping[str, Any], batch_size: int) -> list[object]:
-    args, kwargs = pytree.tree_map(_copied, (tuple(args), dict(kwargs)))
+    args, kwargs = cloned((tuple(args), dict(kwargs)))
     try:
         with torch.no_grad():
             return pytree.tree_leaves(model(*args, **kwargs))
@@ -103,11 +102,6 @@ def _wanted(model: Graph, args: Sequence[Any], kwargs: Mapping[str, Any], batch_
             f"the graph itself does not run at batch size {batch_size}: {error}",
             hint="say at which sizes to compare: batch_sizes=(2, 7)",
         ) from error
-
-
-def _copied(leaf: object) -> object:
-    """Operators in place may write to their inputs, which onnxruntime gets as well."""
-    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _session(path: Path) -> Any:

@@ -22,6 +22,7 @@ from exporters.source.text import morphir_version, print_program
 from morphir.errors import ExportError
 from morphir.ir.graph import Graph, require_graph
 from morphir.ir.state import evaluation_mode
+from morphir.ir.values import cloned
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def _verify(graph: Graph, source: Path, weights: Path, class_name: str) -> None:
     args, kwargs = random_inputs(graph.inputs, graph.device)
     # In-place operations may write to their inputs, so each side gets its own.
     with torch.no_grad(), evaluation_mode(graph), _deterministic():
-        wanted = graph(*_copies(args), **_copies(kwargs))
-        found = network.eval()(*_copies(args), **_copies(kwargs))
+        wanted = graph(*cloned(args), **cloned(kwargs))
+        found = network.eval()(*cloned(args), **cloned(kwargs))
     _check_outputs(wanted, found)
 
 
@@ -133,13 +134,6 @@ def _lay_out_like(network: nn.Module, graph: Graph) -> None:
 def _deterministic() -> Generator[None]:
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         yield
-
-
-def _copies(tree: Any) -> Any:
-    def copy(leaf: object) -> object:
-        return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
-
-    return pytree.tree_map(copy, tree)
 
 
 def _same(found: torch.Tensor, wanted: torch.Tensor) -> bool:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from morphir.errors import TraceError
+from morphir.ir.values import cloned
 
 _Parameter = inspect.Parameter
 
@@ -129,12 +129,3 @@ def _ordered(
         for name, default in placeholders.items()
         if name not in early or not default or name in given
     }
-
-
-def cloned(values: Any) -> Any:
-    """Copies the tensors: a model may write into its inputs."""
-
-    def clone(leaf: Any) -> Any:
-        return leaf.clone() if hasattr(leaf, "clone") else leaf
-
-    return pytree.tree_map(clone, values)

@@ -26,11 +26,11 @@ from morphir.ir.graph import Graph
 from morphir.ir.inputs import ExampleInputs
 from morphir.ir.opaque import Failure, OpaqueCall
 from morphir.ir.quiet import fixed_randomness
-from morphir.ir.signature import Signature, cloned
+from morphir.ir.signature import Signature
 from morphir.ir.source import SourceLocation, failing_user_line
 from morphir.ir.state import evaluation_mode, restore_modes, submodules, training_modes
 from morphir.ir.tracer import StartAgain, Tracer
-from morphir.ir.values import leaves
+from morphir.ir.values import cloned, leaves
 
 ExampleArgument = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 

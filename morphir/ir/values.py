@@ -37,6 +37,11 @@ def tensors(value: object) -> list[torch.Tensor]:
     return [leaf for leaf in _leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
+def cloned(value: Any) -> Any:
+    """Returns the same structure with every tensor copied: a program may write into its inputs."""
+    return map_leaves(torch.Tensor.clone, value)
+
+
 def map_leaves(function: Callable[[Any], Any], value: Any, kind: type = torch.Tensor) -> Any:
     """Returns the same structure with every leaf of one type replaced; dataclasses are looked into."""
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from morphir.analysis.verify import verify_channels
 from morphir.ir.graph import Graph
 from passes.instruments.base import Instrument
-from passes.instruments.printing import ALL
+from passes.instruments.printing import ALL, Write
 
 if TYPE_CHECKING:
     from passes.base import PassResult
-
-Write = Callable[[str], object]
 
 
 class VerifyEach(Instrument):

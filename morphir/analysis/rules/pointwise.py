@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -83,8 +84,10 @@ def unify(operands: Sequence[Operand], shape: tuple[int, ...], facts: Facts, nod
                 _keep_wide(broadcast, operands, len(shape), facts)
             else:
                 placed.append((index, layer.expand(shape)))
-    placed = [(at, _along_common(at, layer, placed, operands, shape, facts, node)) for at, layer in placed]
-    met = [_meets_labels(at, layer, placed, operands, shape) for at, layer in placed]
+    meeting = _Meeting(operands, placed, shape)
+    placed = [(at, meeting.along_common(at, layer, facts, node)) for at, layer in placed]
+    meeting = _Meeting(operands, placed, shape)
+    met = [all(meeting.is_labelled(at, dim) for dim in label_dims(layer)) for at, layer in placed]
     alone = [layer for (_, layer), labelled in zip(placed, met, strict=True) if not labelled]
     reason = "combined with a value that has no channels there"
     facts.restrict(alone, "frozen", "meets-constant", reason, node)
@@ -140,54 +143,40 @@ def _keep_wide(dims: Sequence[int], operands: Sequence[Operand], rank: int, fact
                 facts.keep_several(compact(layer))
 
 
-def _along_common(
-    index: int,
-    layer: Layer,
-    placed: Sequence[tuple[int, Layer]],
-    operands: Sequence[Operand],
-    shape: tuple[int, ...],
-    facts: Facts,
-    node: str,
-) -> Layer:
-    """Leaves a layer along the dimensions where what it meets has labels; what varies along others is tied.
+@dataclass(frozen=True)
+class _Meeting:
+    """Operands that meet under broadcasting.
 
-    A gate of shape ``[branches, channels]`` on a stack of branches is such a layer: the channels of the same
-    place in each branch go together.
+    Attributes:
+        operands: Each operand's own shape and layers.
+        placed: Layers broadcast to the common shape, with their operand's position.
+        shape: The common shape.
     """
-    dims = label_dims(layer)
-    if len(dims) == 1:
-        return layer
-    common = [d for d in dims if _is_labelled(index, d, placed, operands, shape)]
-    if not common or len(common) == len(dims):
-        return layer
-    first = layer[tuple(slice(None) if d in common else slice(0, 1) for d in range(layer.dim()))]
-    left = first.expand(layer.shape)
-    facts.tie(layer, left, "same-inner-index", node)
-    return left
 
+    operands: Sequence[Operand]
+    placed: Sequence[tuple[int, Layer]]
+    shape: tuple[int, ...]
 
-def _is_labelled(
-    index: int,
-    dim: int,
-    placed: Sequence[tuple[int, Layer]],
-    operands: Sequence[Operand],
-    shape: tuple[int, ...],
-) -> bool:
-    """Whether every other operand with an extent along a dimension has labels along it."""
-    for other, (own, _) in enumerate(operands):
-        lead = len(shape) - len(own)
-        labelled = any(where == other and dim in label_dims(theirs) for where, theirs in placed)
-        if other != index and dim >= lead and own[dim - lead] > 1 and not labelled:
-            return False
-    return True
+    def is_labelled(self, index: int, dim: int) -> bool:
+        """Whether all that an operand meets along a dimension has labels there, or is broadcast."""
+        for other, (own, _) in enumerate(self.operands):
+            lead = len(self.shape) - len(own)
+            labelled = any(at == other and dim in label_dims(layer) for at, layer in self.placed)
+            if other != index and dim >= lead and own[dim - lead] > 1 and not labelled:
+                return False
+        return True
 
+    def along_common(self, index: int, layer: Layer, facts: Facts, node: str) -> Layer:
+        """Leaves a layer along the dimensions where what it meets has labels, and ties it along others.
 
-def _meets_labels(
-    index: int,
-    layer: Layer,
-    placed: Sequence[tuple[int, Layer]],
-    operands: Sequence[Operand],
-    shape: tuple[int, ...],
-) -> bool:
-    """Whether every operand that a layer meets, position by position, has labels there too."""
-    return all(_is_labelled(index, dim, placed, operands, shape) for dim in label_dims(layer))
+        A gate of shape ``[branches, channels]`` on a stack of branches is such a layer: the channels of the
+        same place in each branch go together.
+        """
+        dims = label_dims(layer)
+        common = [dim for dim in dims if self.is_labelled(index, dim)]
+        if not common or len(common) == len(dims):
+            return layer
+        first = layer[tuple(slice(None) if dim in common else slice(0, 1) for dim in range(layer.dim()))]
+        left = first.expand(layer.shape)
+        facts.tie(layer, left, "same-inner-index", node)
+        return left

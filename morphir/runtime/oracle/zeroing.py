@@ -10,12 +10,11 @@ import torch
 from torch import fx
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from morphir.ir.graph import Graph
 from morphir.ir.state import restore_modes, training_modes
 from morphir.ir.trace import keywords_in_order
-from morphir.ir.values import tensors
+from morphir.ir.values import cloned, tensors
 from morphir.runtime.oracle.remainder import Remainder, Removed
 
 _DROPOUTS: frozenset[Any] = frozenset(
@@ -58,7 +57,7 @@ def run_deterministic(
         seed: Of those draws.
     """
     graph = program.graph if isinstance(program, ZeroedGraph) else program
-    args, kwargs = pytree.tree_map(_cloned, inputs)
+    args, kwargs = cloned(inputs)
     with _mode(graph, training), _own_buffers(graph), _seeded(graph.device, seed), _WithoutDropout():
         outputs = program(*args, **kwargs)
     return tensors(outputs)
@@ -81,7 +80,7 @@ def _own_buffers(graph: Graph) -> Generator[None]:
     # A ScriptModule's are no table of Python's, and stay.
     tables = [table for table in every if isinstance(cast("object", table), dict)]
     originals = [dict(table) for table in tables]
-    copies = {id(tensor): _cloned(tensor) for table in originals for tensor in table.values()}
+    copies = {id(tensor): cloned(tensor) for table in originals for tensor in table.values()}
     for table in tables:
         table.update({name: copies[id(tensor)] for name, tensor in table.items()})
     try:
@@ -89,10 +88,6 @@ def _own_buffers(graph: Graph) -> Generator[None]:
     finally:
         for table, original in zip(tables, originals, strict=True):
             table.update(original)
-
-
-def _cloned(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 @contextmanager

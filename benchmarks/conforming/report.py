@@ -29,9 +29,9 @@ COLUMNS = (
     "ONNX",
 )
 LEGEND = """\
-Groups are channel groups, counted by verdict. *analysis*: seconds of the channel analysis at 224 x 224
-pixels. *split*: about a third of the groups of every space, all spaces at once, split at theta = 0 and
-compared with the original; where that fails, half of the spaces at a time, down to each alone. *prune*:
+Groups are channel groups, counted by verdict. *analysis*: CPU seconds of the channel analysis at 224 x 224
+pixels, its trial rewrites included. *split*: about a third of the groups of every space, all spaces at
+once, split at theta = 0 and compared with the original; where that fails, half of the spaces at a time, down to each alone. *prune*:
 likewise pruned, compared with the original in which these channels are zeroed where consumers read them,
 and left out where norms, softmax or reductions mix them. *plan*: a random quarter of all groups of all
 spaces at once, half of them split. A cell is the number of spaces (for the plan: of groups) and the largest

@@ -15,12 +15,11 @@ import torch
 from torch import fx, nn
 
 from morphir.analysis.arguments import argument, set_argument, source_name
-from morphir.analysis.labels import Facts, LabelledValue, label_dims
+from morphir.analysis.labels import Facts, Labelled, LabelledValue, label_dims
 from morphir.analysis.rules.operation import channel_vector
 from morphir.ir.channels import ChannelLayer, Integers, Value
+from morphir.ir.index_map import Copies
 
-Labelled = Mapping[str, Sequence[LabelledValue]]
-Copies = Mapping[str, Sequence[int]]
 Taken = tuple[int, int, Integers]
 """Which of the tensors that a node yields, a dimension of its input, and the positions taken there."""
 
@@ -43,16 +42,18 @@ def rewrite_split(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
     """A split's size becomes the list of the pieces' new sizes."""
     dim, old, new = _sizes_of_pieces(node, layer, copies)
     if old != new:
-        name = "split_size_or_sections" if node.target is torch.split else "split_size"
+        known = ("split_size_or_sections", "split_sizes", "split_size")
+        name = next((name for name in known if name in node.kwargs), "split_size")
         if dim != 0 and len(node.args) < 3 and "dim" not in node.kwargs:
             node.update_kwarg("dim", dim)
         set_argument(node, 1, name, new)
 
 
 def rewrite_chunk(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
-    """Chunks become a split, unless they are equal and stay so."""
+    """Chunks become a split, unless they are equal, as many as are asked for, and stay so."""
     dim, old, new = _sizes_of_pieces(node, layer, copies)
-    if old != new and len({*old}) + len({*new}) > 2:
+    equal = len({*old}) == len({*new}) == 1 and len(old) == argument(node, 1, "chunks")
+    if old != new and not equal:
         node.target = "split" if node.op == "call_method" else torch.split
         node.args, node.kwargs = (node.args[0] if node.args else node.kwargs["input"], new), {"dim": dim}
 
@@ -166,16 +167,11 @@ def roll_taken(node: fx.Node, value: Value, results: Sequence[Value]) -> Iterato
 
 
 def constrain_pad(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
-    """Literal amounts of padded channels follow what these meet."""
-    amounts = argument(node, 1, "pad")
-    literal = all(isinstance(amount, int) for amount in _listed(amounts))
+    """Literal amounts of padded channels follow what these meet; computed ones do not."""
+    if all(isinstance(amount, int) for amount in _listed(argument(node, 1, "pad"))):
+        return
     for value in labelled[node.name]:
-        padded = range(
-            len(value.shape) - (len(amounts) // 2 if literal else len(value.shape)), len(value.shape)
-        )
-        layers = [layer for layer in value.layers if set(label_dims(layer)) & set(padded)]
-        if not literal:
-            facts.restrict(layers, "frozen", "channel-pad", "padded by computed amounts", node.name)
+        facts.restrict(value.layers, "frozen", "channel-pad", "padded by computed amounts", node.name)
 
 
 def rewrite_pad(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from morphir.ir.channels import ChannelLayer, ValueLayout, as_array
-
-Copies = Mapping[str, Sequence[int]]
+from morphir.ir.index_map import Copies
 
 
 def emptied(layer: ChannelLayer, copies: Copies) -> Iterator[tuple[str, set[tuple[str, int]]]]:

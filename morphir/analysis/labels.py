@@ -8,7 +8,7 @@ kernel row that makes it.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -54,6 +54,10 @@ class LabelledValue:
     shape: tuple[int, ...]
     dtype: torch.dtype
     layers: Layers
+
+
+Labelled = Mapping[str, Sequence[LabelledValue]]
+"""Node name to the tensors that it yields."""
 
 
 @dataclass

@@ -8,7 +8,7 @@ freezes the channels.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,14 +18,13 @@ from torch.nn import functional
 
 from morphir.analysis import cuts
 from morphir.analysis.arguments import VIEWS, argument, set_argument, size_arguments, source_name
-from morphir.analysis.labels import Facts, LabelledValue, label_dims
+from morphir.analysis.labels import Facts, Labelled, label_dims
 from morphir.analysis.numbers import counts_channels_alone, evaluate
 from morphir.analysis.rules.operation import channel_vector
 from morphir.analysis.subscripts import constrain_subscript, rewrite_subscript, subscript_taken
 from morphir.ir.channels import ChannelLayer, Value
+from morphir.ir.index_map import Copies
 
-Labelled = Mapping[str, Sequence[LabelledValue]]
-Copies = Mapping[str, Sequence[int]]
 Constrain = Callable[[fx.Node, Labelled, Facts], None]
 Rewriter = Callable[[fx.Node, ChannelLayer, Copies], None]
 Picks = Callable[[fx.Node, Value, Sequence[Value]], Iterable[cuts.Taken]]

@@ -13,12 +13,10 @@ from typing import Any, cast
 from torch import fx, nn
 
 from morphir.analysis.arguments import source_name
-from morphir.analysis.labels import Facts, LabelledValue, label_dims
+from morphir.analysis.labels import Facts, Labelled, label_dims
 from morphir.analysis.rules.operation import channel_vector
 from morphir.ir.channels import ChannelLayer
-
-Labelled = Mapping[str, Sequence[LabelledValue]]
-Copies = Mapping[str, Sequence[int]]
+from morphir.ir.index_map import Copies
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 BatchOrInstanceNorm = (

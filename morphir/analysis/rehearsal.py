@@ -16,12 +16,10 @@ from morphir.analysis.rewritten import rewrite_program
 from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelSpace, Verdict
 from morphir.ir.graph import Graph
-from morphir.ir.index_map import IndexMap
+from morphir.ir.index_map import Copies, IndexMap
 from morphir.ir.snapshot import restored
 from morphir.ir.source import source_of
 
-Copies = Mapping[str, Sequence[int]]
-"""A trial: space name to how many copies it makes of each group."""
 _SHARE = 3
 """Every third group is changed in a trial: changed and unchanged ones lie side by side."""
 _SEVERAL = 3

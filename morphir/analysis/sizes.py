@@ -20,13 +20,20 @@ from torch.fx.node import map_arg
 from torch.nn import functional
 
 from morphir.analysis.arguments import VIEWS, size_arguments, source_name
-from morphir.analysis.labels import Facts, LabelledValue, Layer, Layers, compact, label_dims, vector_along
+from morphir.analysis.labels import (
+    Facts,
+    Labelled,
+    Layer,
+    Layers,
+    compact,
+    label_dims,
+    vector_along,
+)
 from morphir.analysis.numbers import counts_channels_alone
 from morphir.analysis.rules.operation import channel_vector
 from morphir.analysis.subscripts import subscripts_of
 from morphir.ir.guards import guard, is_guard
 
-Labelled = Mapping[str, Sequence[LabelledValue]]
 Sizes = dict[str, "tuple[Layers, ...]"]
 
 _REST = -1

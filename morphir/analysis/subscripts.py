@@ -16,18 +16,17 @@ from torch import fx
 
 from morphir.analysis.arguments import source_name
 from morphir.analysis.cuts import (
-    Copies,
-    Labelled,
     Taken,
     literal_index,
     moved_position,
     require_own_index,
     rewrite_index,
 )
-from morphir.analysis.labels import Facts, LabelledValue, label_dims
+from morphir.analysis.labels import Facts, Labelled, LabelledValue, label_dims
 from morphir.analysis.numbers import evaluate
 from morphir.analysis.rules.operation import channel_vector
 from morphir.ir.channels import ChannelLayer, Value
+from morphir.ir.index_map import Copies
 
 
 @dataclass(frozen=True)

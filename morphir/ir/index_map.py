@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 Theta = Mapping[str, torch.Tensor]
+Copies = Mapping[str, Sequence[int]]
+"""Space name to how many copies a rewrite makes of each of its groups."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Statement:
-    """``targets = value``; an augmented one is ``targets[0] <operator> value``.
+    """``targets = value``, or ``value`` alone; an augmented one is ``targets[0] <operator> value``.
 
     Attributes:
         hint: What to call the result, where there is a good name for it.
@@ -125,6 +125,9 @@ class _Writer:
     def write(self, node: fx.Node, *, inline: bool) -> None:
         """Appends what one node does, or keeps its expression for the node that reads it."""
         if node.op == "call_function" and node.target in AUGMENTED and self._augment(node):
+            return
+        if node.target is operator.setitem:
+            self.statements.append(Statement((), _assignment(self, node)))
             return
         template = _WRITERS[node.op](self, node)
         if inline:
@@ -221,6 +224,11 @@ def _call_method(writer: _Writer, node: fx.Node) -> Template:
     callee = (*writer.operand(receiver), f".{node.target}")
     names = tuple((str(node.target), None) for _ in rest)
     return (Call(callee, _arguments(writer, node, names, tuple(rest))),)
+
+
+def _assignment(writer: _Writer, node: fx.Node) -> Template:
+    target, index, value = node.args
+    return (*writer.operand(target), "[", *_index(writer, index), "] = ", *writer.value(value))
 
 
 def _guard(writer: _Writer, node: fx.Node) -> Template:

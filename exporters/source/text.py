@@ -97,7 +97,8 @@ def _forward(definition: ClassDefinition) -> Iterator[str]:
     yield from wrap(f"def forward({', '.join(parameters)}):", 4)
     *earlier, last = body.statements or (None,)
     yield from (line for statement in earlier if statement for line in wrap(_statement(statement, names), 8))
-    if last is not None and result == tuple(Ref(target) for target in last.targets) and not last.augmented:
+    returned = tuple(Ref(target) for target in last.targets) if last is not None else ()
+    if last is not None and returned and result == returned and not last.augmented:
         result, last = last.value, None
     if last is not None:
         yield from wrap(_statement(last, names), 8)

@@ -152,13 +152,14 @@ def _factors(role: str, index_map: IndexMap) -> tuple[Sequence[float], Sequence[
 
 def _axis_map(parameter: str, axis: int, old: _Bound, new: _Bound, numbering: _Numbering) -> AxisMap:
     unknown = [space for space, _ in new if space not in numbering.new]
-    if unknown or not new:
+    if unknown:
         raise MismatchError(
-            parameter,
-            f"axis {axis} of {parameter} holds {', '.join(unknown) or 'no space'}, which was not predicted",
+            parameter, f"axis {axis} of {parameter} holds {', '.join(unknown)}, which was not predicted"
         )
-    old_numbers, new_numbers = _numbers(old, numbering.old), _numbers(new, numbering.new)
+    old_numbers = _numbers(old, numbering.old)
     old_counts = np.bincount(old_numbers, minlength=int(numbering.origins.max()) + 1)
+    # Where every group that the axis held is pruned, what is left of it belongs to no space.
+    new_numbers = _numbers(new, numbering.new) if new else np.zeros(old_counts[0], np.int64)
     new_counts = np.bincount(new_numbers, minlength=len(numbering.origins))
     wrong = np.flatnonzero(new_counts[1:] != old_counts[numbering.origins[1:]]) + 1
     if wrong.size:

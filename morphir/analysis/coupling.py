@@ -25,13 +25,13 @@ class Coupling:
         roots: Label to its component's smallest label.
         restrictions: Root to the strongest restriction on its component.
         ties: What ties the labels: the rules' ties, and those that make every group a set of slices.
-        plural: Roots of components that must not be the last of their space.
+        plural: Node name, and roots of components of which more than one has to stay for its sake.
     """
 
     roots: NDArray[np.int64]
     restrictions: dict[int, Restriction]
     ties: tuple[Tie, ...] = ()
-    plural: frozenset[int] = frozenset()
+    plural: tuple[tuple[str, NDArray[np.int64]], ...] = ()
 
     def of(self, labels: torch.Tensor) -> NDArray[np.int64]:
         """Returns the roots of a label tensor; -1 stays -1."""
@@ -82,10 +82,14 @@ def couple(execution: Execution) -> Coupling:
     return Coupling(coupling.roots, strongest, tuple(ties), _plural(coupling, execution))
 
 
-def _plural(coupling: Coupling, execution: Execution) -> frozenset[int]:
-    found = [coupling.roots[labels] for labels in execution.facts.plural]
-    found += [np.unique(coupling.of(compact(layer))) for _, layer in execution.scattered]
-    return frozenset(np.concatenate(found).tolist()) if found else frozenset()
+def _plural(coupling: Coupling, execution: Execution) -> tuple[tuple[str, NDArray[np.int64]], ...]:
+    found = [(node, coupling.roots[labels[labels != NO_LABEL]]) for node, labels in execution.facts.plural]
+    found += [(node, coupling.of(compact(layer))) for node, layer in execution.scattered]
+    distinct: dict[bytes, tuple[str, NDArray[np.int64]]] = {}
+    for node, roots in found:
+        kept = np.unique(roots[roots != NO_LABEL])
+        distinct.setdefault(kept.tobytes(), (node, kept))
+    return tuple(distinct.values())
 
 
 def _joined(roots: NDArray[np.int64], tie: Tie) -> NDArray[np.int64]:

@@ -168,10 +168,16 @@ def roll_taken(node: fx.Node, value: Value, results: Sequence[Value]) -> Iterato
 
 def constrain_pad(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
     """Literal amounts of padded channels follow what these meet; computed ones do not."""
-    if all(isinstance(amount, int) for amount in _listed(argument(node, 1, "pad"))):
-        return
+    amounts = _listed(argument(node, 1, "pad"))
     for value in labelled[node.name]:
-        facts.restrict(value.layers, "frozen", "channel-pad", "padded by computed amounts", node.name)
+        rank = len(value.shape)
+        known = {
+            dim
+            for dim in range(rank)
+            if all(isinstance(amount, int) for amount in amounts[2 * (rank - 1 - dim) :][:2])
+        }
+        layers = [layer for layer in value.layers if not known.issuperset(label_dims(layer))]
+        facts.restrict(layers, "frozen", "channel-pad", "padded by computed amounts", node.name)
 
 
 def rewrite_pad(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:

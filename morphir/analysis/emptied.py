@@ -1,8 +1,9 @@
-"""Which operators a rewrite would leave without channels."""
+"""Which operators a rewrite would leave too few channels: none, or one where that is taken for all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,8 +11,23 @@ from morphir.ir.channels import ChannelLayer, ValueLayout, as_array
 from morphir.ir.index_map import Copies
 
 
-def emptied(layer: ChannelLayer, copies: Copies) -> Iterator[tuple[str, set[tuple[str, int]]]]:
-    """Yields every node that a rewrite would leave with an empty dimension, and the groups along that.
+@dataclass(frozen=True)
+class Emptied:
+    """An operator that a rewrite leaves too few channels.
+
+    Attributes:
+        node: Name of the graph node.
+        groups: All that it has now: space name and group.
+        left: How many channels would be left.
+    """
+
+    node: str
+    groups: frozenset[tuple[str, int]]
+    left: int
+
+
+def emptied(layer: ChannelLayer, copies: Copies) -> Iterator[Emptied]:
+    """Yields every operator that a rewrite would leave too few channels.
 
     Args:
         layer: The channel layer before the rewrite.
@@ -21,12 +37,31 @@ def emptied(layer: ChannelLayer, copies: Copies) -> Iterator[tuple[str, set[tupl
         for value in values:
             for dim in range(len(value.shape)):
                 along = [layout for layout in value.layouts if layout.dim == dim]
-                if along and not any(_survives(layout, copies) for layout in along):
-                    groups = {
-                        (layout.space, group) for layout in along for group in layout.groups if group >= 0
-                    }
-                    if sum(value.copies_along(dim, copies)) == 0:
-                        yield name, groups
+                if not along or any(_survives(layout, copies) for layout in along):
+                    continue
+                if sum(value.copies_along(dim, copies)) == 0:
+                    yield Emptied(name, frozenset(_pairs({x.space: x.groups for x in along})), 0)
+    for several in layer.several:
+        left = several.left(copies)
+        if left < 2:
+            yield Emptied(several.node, frozenset(_pairs(several.groups)), left)
+
+
+def spared(layer: ChannelLayer, copies: Copies) -> set[tuple[str, int]]:
+    """Returns a pruned group to keep for each operator that a rewrite would leave too few channels."""
+    return {
+        next(pair for pair in sorted(found.groups) if not _kept(pair, copies))
+        for found in emptied(layer, copies)
+    }
+
+
+def _kept(pair: tuple[str, int], copies: Copies) -> bool:
+    space, group = pair
+    return space not in copies or copies[space][group] > 0
+
+
+def _pairs(groups: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, int]]:
+    return ((space, group) for space, held in groups.items() for group in held if group >= 0)
 
 
 def _survives(layout: ValueLayout, copies: Copies) -> bool:

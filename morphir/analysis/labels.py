@@ -114,12 +114,12 @@ class Facts:
     Attributes:
         ties: Labels that go together.
         restrictions: Labels that must not be split, or not be touched.
-        plural: Labels of channels that an operator takes for something else once a single group is left.
+        plural: Node name and labels of channels that it takes for something else once one group is left.
     """
 
     ties: list[Tie] = field(default_factory=list[Tie])
     restrictions: list[Restriction] = field(default_factory=list[Restriction])
-    plural: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
+    plural: list[tuple[str, NDArray[np.int64]]] = field(default_factory=list["tuple[str, NDArray[np.int64]]"])
 
     def tie(self, left: torch.Tensor, right: torch.Tensor, code: str, node: str) -> None:
         """Ties two label tensors of one shape position by position."""
@@ -130,12 +130,12 @@ class Facts:
             pairs = np.unique(a[keep] * span + b[keep])
             self.ties.append(Tie(pairs // span, pairs % span, code, node))
 
-    def keep_several(self, vector: torch.Tensor) -> None:
-        """Notes that a rewrite has to leave two groups of each space in ``vector``.
+    def keep_several(self, vector: torch.Tensor, node: str) -> None:
+        """Notes that a rewrite has to leave two groups in ``vector``, of all that are there.
 
         A convolution in groups of one channel is depthwise; a shuffle of ``[groups, 1]`` is none.
         """
-        self.plural.append(np.unique(vector.reshape(-1).numpy()))
+        self.plural.append((node, np.unique(vector.reshape(-1).numpy())))
 
     def restrict(self, layers: Iterable[Layer], kind: VerdictKind, code: str, reason: str, node: str) -> None:
         """Restricts every label in ``layers``."""

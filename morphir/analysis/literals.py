@@ -14,14 +14,20 @@ from typing import Any, cast
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 from torch.nn import functional
 
 from morphir.analysis import cuts
 from morphir.analysis.arguments import VIEWS, argument, set_argument, size_arguments, source_name
-from morphir.analysis.labels import Facts, Labelled, label_dims
-from morphir.analysis.numbers import counts_channels_alone, evaluate
+from morphir.analysis.labels import Facts, Labelled, compact, label_dims
+from morphir.analysis.numbers import COUNTS_AS_NUMBERS, counts_channels_alone, evaluate
 from morphir.analysis.rules.operation import channel_vector
-from morphir.analysis.subscripts import constrain_subscript, rewrite_subscript, subscript_taken
+from morphir.analysis.subscripts import (
+    constrain_assignment,
+    constrain_subscript,
+    rewrite_subscript,
+    subscript_taken,
+)
 from morphir.ir.channels import ChannelLayer, Value
 from morphir.ir.index_map import Copies
 
@@ -102,22 +108,55 @@ def _rewrite_sizes(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
     if len(sizes) != len(value.shape):
         return
 
-    def extents(name: str) -> Sequence[int] | None:
-        values = layer.values.get(name, ())
-        return values[0].extents(copies) if len(values) == 1 else None
-
-    def channel_dims(name: str) -> set[int]:
-        return {layout.dim for value in layer.values.get(name, ()) for layout in value.layouts}
-
-    def follows(size: Any, extent: int) -> bool:
-        return evaluate(size, extents) == extent or not counts_channels_alone(size, extents, channel_dims)
-
+    numbers = _Numbers(layer, copies)
     fitted = [
-        (s if follows(s, n) else n) if isinstance(s, fx.Node) else n if s == o else s
+        numbers.written_down(s, n) if isinstance(s, fx.Node) else n if s == o else s
         for s, o, n in zip(sizes, value.shape, new, strict=True)
     ]
     if fitted != sizes:
         set_sizes(fitted)
+
+
+def _rewrite_numbers(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
+    """A number of channels alone in arithmetic, which stays what it was."""
+    numbers = _Numbers(layer, copies)
+
+    def written_down(source: fx.Node) -> Any:
+        # What yields a tensor is no number.
+        return source if layer.values[source.name] else numbers.written_down(source, numbers.before(source))
+
+    node.args = map_arg(node.args, written_down)
+    node.kwargs = map_arg(node.kwargs, written_down)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What the numbers that a program computes from sizes are, before a rewrite and after it."""
+
+    layer: ChannelLayer
+    copies: Copies
+
+    def before(self, item: object) -> Any:
+        """Returns what a number is now; None where sizes alone do not tell."""
+        return evaluate(item, lambda name: self._extents(name, {}))
+
+    def written_down(self, item: Any, wanted: Any) -> Any:
+        """Returns a number as it has to be, if it counts channels alone and comes out otherwise."""
+
+        def extents(name: str) -> Sequence[int] | None:
+            return self._extents(name, self.copies)
+
+        is_as_wanted = wanted is None or evaluate(item, extents) == wanted
+        return (
+            item if is_as_wanted or not counts_channels_alone(item, extents, self._channel_dims) else wanted
+        )
+
+    def _extents(self, name: str, copies: Copies) -> Sequence[int] | None:
+        values = self.layer.values.get(name, ())
+        return values[0].extents(copies) if len(values) == 1 else None
+
+    def _channel_dims(self, name: str) -> set[int]:
+        return {layout.dim for value in self.layer.values.get(name, ()) for layout in value.layouts}
 
 
 def _tie_to_computed_size(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
@@ -194,8 +233,17 @@ def _frozen(code: str, reason: str) -> Constrain:
     return constrain
 
 
+def _keep_several(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
+    """Einsum multiplies a dimension of size 1 out in another way than it contracts or carries others."""
+    for other in (node, *node.all_input_nodes):
+        for value in labelled[other.name]:
+            for layer in value.layers:
+                facts.keep_several(compact(layer), node.name)
+
+
 LITERALS: tuple[LiteralRule, ...] = (
     LiteralRule(VIEWS, _tie_to_computed_size, _rewrite_sizes),
+    LiteralRule(COUNTS_AS_NUMBERS, rewrite=_rewrite_numbers),
     LiteralRule(("unflatten", torch.unflatten), rewrite=_rewrite_unflatten),
     LiteralRule(("split", torch.split, "split_with_sizes"), _nothing, cuts.rewrite_split, cuts.pieces_taken),
     LiteralRule(("chunk", torch.chunk), cuts.tie_chunks, cuts.rewrite_chunk, cuts.pieces_taken),
@@ -203,6 +251,8 @@ LITERALS: tuple[LiteralRule, ...] = (
         ("tensor_split", torch.tensor_split), cuts.tie_chunks, cuts.rewrite_tensor_split, cuts.pieces_taken
     ),
     LiteralRule((operator.getitem,), constrain_subscript, rewrite_subscript, subscript_taken),
+    LiteralRule((torch.einsum,), _keep_several),
+    LiteralRule((operator.setitem,), constrain_assignment),
     LiteralRule(("narrow", torch.narrow), cuts.constrain_narrow, cuts.rewrite_narrow, cuts.narrow_taken),
     LiteralRule(("select", torch.select), cuts.constrain_select, cuts.rewrite_select),
     LiteralRule(("roll", torch.roll), cuts.constrain_roll, cuts.rewrite_roll, cuts.roll_taken),

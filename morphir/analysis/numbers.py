@@ -1,4 +1,8 @@
-"""Numbers that the program computes from sizes, evaluated for other sizes without running the program."""
+"""Numbers that the program computes from sizes, evaluated for other sizes without running the program.
+
+A number of channels alone that a tensor is multiplied with, as ``heads ** -0.5``, is the model's, not the
+channels': a rewrite writes it down.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import fx
+from torch.nn import functional
 
 from morphir.analysis.arguments import argument
 
@@ -23,6 +28,17 @@ _ARITHMETIC: frozenset[Any] = frozenset(
         *(int, float, round, max, min, abs, sum),
     )
 )
+
+_NAMES = ("add", "sub", "mul", "div", "true_divide", "pow", "clamp", "clamp_min", "clamp_max", "masked_fill")
+COUNTS_AS_NUMBERS: tuple[Any, ...] = (
+    *(getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "pow")),
+    *(getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv")),
+    *(getattr(torch, name) for name in _NAMES),
+    *_NAMES,
+    *(f"{name}_" for name in _NAMES if name != "true_divide"),
+    functional.scaled_dot_product_attention,
+)
+"""Functions and methods on tensors that take a number as it is, whatever it counts."""
 
 
 def evaluate(item: object, extents: Extents) -> Any:

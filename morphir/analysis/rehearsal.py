@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from morphir.analysis.emptied import emptied
+from morphir.analysis.emptied import spared
 from morphir.analysis.picks import picks
 from morphir.analysis.rewritten import rewrite_program
 from morphir.errors import MorphirError
@@ -35,8 +35,7 @@ def too_narrow(graph: Graph) -> dict[str, int]:
         graph: A traced and analysed graph; left as it was.
     """
     narrow = [name for name, space in graph.spaces.items() if space.least < space.width <= _NARROW]
-    if _failure(graph, _narrowed(graph, narrow)) is None:
-        return {}
+    # Each by itself: a lone channel may trip an operator on a value that other lone channels do not reach.
     return {name: 2 for name in narrow if _failure(graph, _narrowed(graph, [name])) is not None}
 
 
@@ -171,10 +170,10 @@ def _failure(graph: Graph, trial: Copies) -> MorphirError | None:
 def _keep_some(graph: Graph, counts: Mapping[str, list[int]]) -> list[tuple[str, int]]:
     """Keeps a group wherever an operator would be left without channels, and returns these."""
     kept: list[tuple[str, int]] = []
-    while spared := {min(groups) for _, groups in emptied(graph.channels, counts)}:
-        for name, group in spared:
+    while needed := spared(graph.channels, counts):
+        for name, group in needed:
             counts[name][group] = 1
-        kept += sorted(spared)
+        kept += sorted(needed)
     return kept
 
 

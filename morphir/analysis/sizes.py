@@ -1,8 +1,9 @@
 """Sizes that the program reads: a channel count that becomes a value changes the function with the channels.
 
-``h.view(h.size(0), -1)`` follows any rewrite; ``h * h.size(1) ** -0.5`` computes another function of another
-number of channels. Every size is followed from where it is read; what shapes a tensor may take it, anything
-else freezes the channels that it counts. So does control flow that asks for a count, which a guard holds.
+``h.view(h.size(0), -1)`` follows any rewrite; ``torch.full_like(h, h.size(1))`` computes another function of
+another number of channels. Every size is followed from where it is read. What shapes a tensor may take it;
+arithmetic has a number of channels alone written down; anything else freezes the channels that it counts, and
+so does control flow that asks for a count, which a guard holds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from morphir.analysis.labels import (
     label_dims,
     vector_along,
 )
-from morphir.analysis.numbers import counts_channels_alone
+from morphir.analysis.numbers import COUNTS_AS_NUMBERS, counts_channels_alone
 from morphir.analysis.rules.operation import channel_vector
 from morphir.analysis.subscripts import subscripts_of
 from morphir.ir.guards import guard, is_guard
@@ -81,16 +82,21 @@ def follow_sizes(node: fx.Node, labelled: Labelled, sizes: Sizes, facts: Facts) 
     elif used and not labelled[node.name]:
         sizes[node.name] = _passed(node, sizes, used)
     elif used and node.op != "output":
-        _freeze_values(node, labelled, sizes, facts)
-        _follow_shape(node, labelled, sizes, facts)
+        given = [source for source in node.all_input_nodes if source.name in sizes]
+        if node.target in COUNTS_AS_NUMBERS:
+            given = [source for source in given if not _counts_channels_alone(source, labelled)]
+        _freeze_values(node, given, labelled, sizes, facts)
+        _follow_shape(node, given, labelled, sizes, facts)
 
 
-def _freeze_values(node: fx.Node, labelled: Labelled, sizes: Sizes, facts: Facts) -> None:
+def _freeze_values(
+    node: fx.Node, given: Sequence[fx.Node], labelled: Labelled, sizes: Sizes, facts: Facts
+) -> None:
     """Freezes channels whose number is used where it does not lay out what the node yields."""
     shaping = set(_shaping(node, labelled))
-    for source in node.all_input_nodes:
+    for source in given:
         if source not in shaping:
-            layers = [layer for part in sizes.get(source.name, ()) for layer in part]
+            layers = [layer for part in sizes[source.name] for layer in part]
             reason = "their number is used as a value, not as a shape"
             facts.restrict(layers, "frozen", "size-as-value", reason, node.name)
 
@@ -118,12 +124,14 @@ def _shaping(node: fx.Node, labelled: Labelled) -> Iterator[fx.Node]:
     yield from found
 
 
-def _follow_shape(node: fx.Node, labelled: Labelled, sizes: Sizes, facts: Facts) -> None:
+def _follow_shape(
+    node: fx.Node, given: Sequence[fx.Node], labelled: Labelled, sizes: Sizes, facts: Facts
+) -> None:
     """Keeps channels and those whose number lays them out equally many, or freezes what is counted."""
     results = labelled[node.name]
     present = np.concatenate([_labels(x) for value in results for x in value.layers] or [np.empty(0)])
-    for source in node.all_input_nodes:
-        for part, layers in enumerate(sizes.get(source.name, ())):
+    for source in given:
+        for part, layers in enumerate(sizes[source.name]):
             for layer in layers:
                 if not np.isin(_labels(layer), present).any():
                     _tie_to_shaped(_Shaping(node, source, part, layer), labelled, facts)

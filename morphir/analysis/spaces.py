@@ -23,6 +23,7 @@ from morphir.ir.channels import (
     Producer,
     Product,
     Role,
+    Several,
     Value,
     ValueLayout,
     Verdict,
@@ -105,16 +106,16 @@ class _Builder:
                 tuple(map(self._producer, self.rows_of[name])),
                 tuple(consumers[name]),
                 tuple(bindings[name]),
-                least=self._least(name, roots),
+                least=min(self.limits.least.get(name, 1), len(roots)),
             )
             for name, roots in self.roots_of.items()
         }
+        several = tuple(self._several(node, roots) for node, roots in self.coupling.plural if roots.size > 1)
         products = tuple(Product(node, self._value(space)) for node, space in self.execution.products)
-        return ChannelLayer(spaces, values, products)
+        return ChannelLayer(spaces, values, products, several)
 
-    def _least(self, name: str, roots: Sequence[int]) -> int:
-        several = 1 if self.coupling.plural.isdisjoint(roots) else 2
-        return min(max(several, self.limits.least.get(name, 1)), len(roots))
+    def _several(self, node: str, roots: NDArray[np.int64]) -> Several:
+        return Several(node, self.members.groups(roots), int((self.members.space_of[roots] < 0).sum()))
 
     def _axis(self, parameter: str, axis: int) -> NDArray[np.int64]:
         return self.coupling.axis(self.execution, parameter, axis)

@@ -78,6 +78,19 @@ def _is_index(item: object, labelled: Labelled) -> bool:
     return isinstance(item, (list, tuple)) or (isinstance(item, fx.Node) and bool(labelled.get(item.name)))
 
 
+def constrain_assignment(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
+    """Freezes channels of which some are assigned to by position: their copies would not be."""
+    for value in labelled.get(source_name(node), ()):
+        picked = {
+            subscript.dim
+            for subscript in subscripts_of(node, len(value.shape))
+            if subscript.item != slice(None)
+        }
+        layers = [layer for layer in value.layers if picked & set(label_dims(layer))]
+        reason = "some of them are assigned to by their positions"
+        facts.restrict(layers, "frozen", "in-place-write", reason, node.name)
+
+
 def _freeze(subscript: Subscript, value: LabelledValue, node: fx.Node, facts: Facts) -> None:
     layers = [layer for layer in value.layers if subscript.dim in label_dims(layer)]
     facts.restrict(layers, "frozen", "computed-slice", "sliced in a way that does not follow", node.name)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from morphir.analysis.rehearsal import not_following, too_narrow
 from morphir.analysis.spaces import analyse
+from morphir.analysis.wrapped_functions import is_wrapped, not_alike
 from morphir.errors import AnalysisError, MorphirWarning, TraceError
-from morphir.ir.channels import Limits
+from morphir.ir.channels import Limits, Verdict
 from morphir.ir.graph import Graph
 from morphir.ir.opaque import Failure, innermost_module, values_reason
 from morphir.ir.source import source_of
@@ -31,15 +33,27 @@ def trace(model: object, example_inputs: ExampleArgument) -> Graph:
         TraceError: if the model cannot be traced or fails on the example inputs; names the user's line.
     """
     whole: dict[str, Failure] = {}
+    opened: set[Any] = set()
     while True:
-        graph = trace_program(model, example_inputs, whole)  # pyright: ignore[reportArgumentType]
+        graph = trace_program(model, example_inputs, whole, opened)  # pyright: ignore[reportArgumentType]
         try:
-            attach_channels(graph)
+            graph.attach(analyse(graph))
+            if closed := _closed(graph) - opened:
+                opened |= closed
+                continue
+            _withdraw(graph)
         except AnalysisError as error:
             _keep_whole(graph, error, whole)
         else:
             _warn_of_opaque(graph)
             return graph
+
+
+def _closed(graph: Graph) -> set[Any]:
+    """Returns the wrapped functions that freeze channels because the program does not hold their inside."""
+    verdicts = {verdict for space in graph.spaces.values() for verdict in space.verdicts}
+    names = {verdict.node for verdict in verdicts if verdict.code == "opaque-module" and verdict.node}
+    return {node.target for name in (*names, *not_alike(graph)) if is_wrapped(node := graph.node(name))}
 
 
 def attach_channels(graph: Graph) -> None:
@@ -49,10 +63,29 @@ def attach_channels(graph: Graph) -> None:
         AnalysisError: if the program cannot be followed on shapes alone; names the node.
     """
     graph.attach(analyse(graph))
+    _withdraw(graph)
+
+
+def _withdraw(graph: Graph) -> None:
+    if whole := _boundaries(graph):
+        _limit(graph, Limits(whole))
     if least := too_narrow(graph):
-        _limit(graph, Limits(least=least))
+        _limit(graph, Limits(whole, least))
     if verdicts := not_following(graph):
-        _limit(graph, Limits(verdicts, least))
+        _limit(graph, Limits({**whole, **verdicts}, least))
+
+
+def _boundaries(graph: Graph) -> dict[str, Verdict]:
+    """Returns a verdict for each space that meets a wrapped function which does not treat channels alike."""
+    found: dict[str, Verdict] = {}
+    for name, spaces in not_alike(graph).items():
+        node = graph.node(name)
+        reason = f"{getattr(node.target, '__name__', node.target)} is kept whole, and does not yield copies "
+        verdict = Verdict(
+            "frozen", "opaque-module", f"{reason}of channels where it reads copies", name, source_of(node)
+        )
+        found |= {space: verdict for space in spaces if space not in found}
+    return found
 
 
 def _limit(graph: Graph, limits: Limits) -> None:

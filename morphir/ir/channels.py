@@ -157,8 +157,7 @@ class ChannelSpace:
         producers: Who makes the channels.
         consumers: Who reads them: the edges.
         bindings: Every axis of every parameter that has an entry for them.
-        least: How many groups have to stay. Two where an operator takes a single one for something else, as a
-            grouped convolution does: one channel for each group makes it depthwise.
+        least: How many groups have to stay: two where the program did not follow with one in a trial.
     """
 
     name: str
@@ -270,6 +269,29 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Several:
+    """Channels of which two have to stay: an operator would take a single one for something else.
+
+    A grouped convolution of one channel for each group is depthwise; a PReLU's lone slope is all channels'.
+
+    Attributes:
+        node: Name of the graph node that needs them.
+        groups: Space name to the groups; -1 are others'.
+        others: How many channels belong to no space, as a model input's.
+    """
+
+    node: str
+    groups: Mapping[str, Groups]
+    others: int = 0
+
+    def left(self, copies: Mapping[str, Sequence[int]]) -> int:
+        """Returns how many channels a rewrite leaves, a group counted once for each of its copies."""
+        held = sum(int((as_array(groups) >= 0).sum()) for groups in self.groups.values())
+        more = sum(added(groups, copies[name]) for name, groups in self.groups.items() if name in copies)
+        return self.others + held + more
+
+
+@dataclass(frozen=True)
 class Limits:
     """What trial rewrites found that the labels do not tell.
 
@@ -290,11 +312,13 @@ class ChannelLayer:
         spaces: Every channel space, in program order.
         values: Node name to each tensor that the node yields.
         products: Every convolution and matrix product that the program computes.
+        several: What must not be pruned to a single channel.
     """
 
     spaces: Mapping[str, ChannelSpace]
     values: Mapping[str, tuple[Value, ...]]
     products: tuple[Product, ...] = ()
+    several: tuple[Several, ...] = ()
 
     def in_dtype(self, dtype: torch.dtype) -> ChannelLayer:
         """Returns the same of a program whose floating-point values have another dtype."""

@@ -158,7 +158,8 @@ _FROZEN = (
     Code(
         "opaque-module",
         "frozen",
-        "{node} is a module that is kept whole: it cannot be traced, or mixes channels several times inside",
+        "{node} is a module or a wrapped function that is kept whole: it cannot be traced, mixes channels "
+        "several times inside, or does not treat all channels alike",
         "write it so that fx can trace into it: no control flow on tensor values, a layer for each product",
     ),
     Code(
@@ -302,9 +303,9 @@ _REFUSED = (
     Code(
         "too-few-left",
         "refused",
-        "one channel group of the space would be left, whose channels an operator takes for something else: "
-        "a convolution in groups of one channel is depthwise, a norm of one channel mixes none",
-        "keep at least two channel groups in this space",
+        "a single channel would be left at {node}, which takes it for something else: a convolution in "
+        "groups of one channel is depthwise, a norm of one channel mixes none",
+        "keep at least two of the channels that this operator reads",
     ),
     Code(
         "named-twice",

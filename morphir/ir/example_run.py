@@ -19,7 +19,7 @@ from morphir.errors import MorphirError, TraceError
 from morphir.ir.quiet import failing_quietly, fixed_randomness
 from morphir.ir.source import failing_user_line
 from morphir.ir.state import evaluation_mode
-from morphir.ir.values import map_leaves
+from morphir.ir.values import map_leaves, tensors
 
 
 class Unknown(Exception):
@@ -73,6 +73,14 @@ class ExampleRun:
         if isinstance(found, Unknown):
             raise found
         return found
+
+    def sharing(self, node: fx.Node) -> fx.Node | None:
+        """Returns another node, of those that have run, whose value shares its memory with this node's."""
+        memory = _memory(self.value(node))
+        others = (
+            other for other, value in self._values.items() if other is not node and memory & _memory(value)
+        )
+        return next(others, None)
 
     def rewind(self, left: Collection[fx.Node], last: fx.Node | None) -> None:
         """Forgets the nodes that the program lost.
@@ -167,6 +175,10 @@ class ExampleRun:
         """Takes down what a module returned, while the model runs."""
         if self._noted is not None:
             self._noted.append((module, result))
+
+
+def _memory(value: Any) -> set[int]:
+    return {tensor.untyped_storage()._cdata for tensor in tensors(value)}  # pyright: ignore[reportPrivateUsage]
 
 
 def _attribute(root: nn.Module, path: str) -> Any:

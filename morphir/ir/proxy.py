@@ -1,4 +1,4 @@
-"""Proxies that answer Python's questions about shapes: ``int``, ``len``, ``range``, unpacking.
+"""Proxies that answer Python's questions about shapes (``int``, ``len``, unpacking), and take assignments.
 
 fx's own raise on each. What the answer is, and what holds later inputs to it, is the tracer's business
 (:mod:`morphir.ir.questions`).
@@ -38,6 +38,10 @@ class Answers(Protocol):
         """Answers ``len(value)``."""
         ...
 
+    def assign(self, obj: fx.Proxy, index: Any, value: Any) -> None:
+        """Records ``value[index] = ...``."""
+        ...
+
     def type_of(self, obj: fx.Proxy) -> type | None:
         """Answers ``isinstance(value, ...)``; None where the type is not known."""
         ...
@@ -70,6 +74,9 @@ class Proxy(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         count = _unpacked(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
         return self._answers.iter(self) if count is None else self._answers.unpack(self, count)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._answers.assign(self, index, value)
 
     def __len__(self) -> int:
         return self._answers.length(self)

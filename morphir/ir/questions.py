@@ -5,6 +5,7 @@ A question about a tensor's *values* is refused, as fx does.
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -161,6 +162,21 @@ class Questions(fx.Tracer):
         if getattr(obj.node.target, "__name__", obj.node.target) in _PIECES:
             self.length(obj)
         return iter([cast("Any", obj)[at] for at in range(count)])
+
+    def assign(self, obj: fx.Proxy, index: Any, value: Any) -> None:
+        """Records ``value[index] = ...``, where no other value of the program sees it.
+
+        Raises:
+            TraceError: if the tensor shares its memory with another value: what else the assignment changes
+                is not in the program.
+        """
+        if not isinstance(self._value(obj), torch.Tensor):
+            raise fx_proxy.TraceError("an item is assigned to something else than a tensor")
+        if (other := self.example.sharing(obj.node)) is not None:
+            raise fx_proxy.TraceError(
+                f"an item is assigned to a tensor that shares its memory with {describe(other)}"
+            )
+        self.create_proxy("call_function", operator.setitem, (obj, index, value), {})
 
     def forget_erased(self, left: set[fx.Node]) -> None:
         """Forgets the guards that the program lost.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -43,10 +43,12 @@ class Findings:
         failures: Path of each module to keep whole, to why.
         constants: Type of each module that the model holds out of sight of ``nn.Module``, to the line that
             calls it.
+        opened: Wrapped functions to trace into; those that cannot be traced are taken out.
     """
 
     failures: dict[str, Failure]
     constants: dict[str, SourceLocation | None] = field(default_factory=dict["str", "SourceLocation | None"])
+    opened: set[Callable[..., Any]] = field(default_factory=set["Callable[..., Any]"])
 
     def warn(self) -> None:
         """Says which parameters are constants."""
@@ -70,7 +72,10 @@ def split_inputs(example_inputs: ExampleArgument) -> tuple[tuple[Any, ...], dict
 
 
 def trace_program(
-    model: nn.Module, example_inputs: ExampleArgument, opaque: Mapping[str, Failure] | None = None
+    model: nn.Module,
+    example_inputs: ExampleArgument,
+    opaque: Mapping[str, Failure] | None = None,
+    opened: Collection[Callable[..., Any]] = (),
 ) -> Graph:
     """Traces ``model`` into a graph without a channel layer; :func:`morphir.trace` adds it.
 
@@ -78,6 +83,7 @@ def trace_program(
         model: Any module that ``torch.fx`` can trace. It is copied, never changed.
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments, with a batch dimension.
         opaque: Paths of modules to keep whole, and why.
+        opened: Functions to trace into although ``torch.fx.wrap`` keeps them whole, where that can be.
 
     Raises:
         TraceError: if fx cannot trace the model, or the model fails on the example inputs; names the user's
@@ -88,7 +94,7 @@ def trace_program(
     args, kwargs = split_inputs(example_inputs)
     root = _copy(model)
     signature = Signature.bind(root, args, kwargs)
-    findings = Findings(dict(opaque or {}))
+    findings = Findings(dict(opaque or {}), opened=set(opened))
     program, for_evaluation = _trace_both_modes(root, signature, findings)
     module_types = {path: type(module).__name__ for path, module in submodules(model)}
     graph = Graph(root, program, inputs=ExampleInputs.of(args, kwargs), module_types=module_types)
@@ -113,7 +119,8 @@ def _copy(model: nn.Module) -> nn.Module:
 def _trace_both_modes(root: nn.Module, signature: Signature, findings: Findings) -> tuple[fx.Graph, bool]:
     """Returns the program, and whether it is what the model runs in evaluation mode.
 
-    A module that cannot be traced in one mode is kept whole in both, and added to ``findings``.
+    A module that cannot be traced in one mode is kept whole in both, and added to ``findings``; so is a
+    function whose inside differs.
 
     A model whose two modes run different operators has its evaluation program traced, with a warning: a
     graph has one program.
@@ -121,17 +128,20 @@ def _trace_both_modes(root: nn.Module, signature: Signature, findings: Findings)
     training = root.training
     modes = training_modes(root)
     current = _trace_once(root, signature, findings)
-    known = len(findings.failures)
+    known, opened = len(findings.failures), len(findings.opened)
     root.train(not training)
     other = _try_trace(root, signature, findings)
     restore_modes(root, modes)
-    if len(findings.failures) > known:
+    if len(findings.failures) > known or len(findings.opened) < opened:
         current = _trace_once(root, signature, findings)
     if other is None:
         return current, not training
     if _operations(current) == _operations(other):
         _read_training_flag(current, other, training)
         return current, True
+    if findings.opened:
+        findings.opened.clear()
+        return _trace_both_modes(root, signature, findings)
     warnings.warn(
         f"{type(root).__name__} runs other operators in training mode than in evaluation mode, from "
         f"{_first_difference(current, other)} on; the graph holds the program of evaluation mode",
@@ -171,7 +181,7 @@ def _trace_once(root: nn.Module, signature: Signature, findings: Findings) -> fx
     """Traces until no further module has to be kept whole: what was half traced leaves no mark in the end."""
     try:
         while True:
-            tracer = Tracer(signature, findings.failures)
+            tracer = Tracer(signature, findings.failures, findings.opened)
             with suppress(StartAgain):
                 program = tracer.trace(root)
                 findings.constants.update(tracer.constants)

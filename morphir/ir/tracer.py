@@ -1,12 +1,13 @@
-"""The fx tracer: what it makes of inputs, modules and constants.
+"""The fx tracer: what it makes of inputs, modules, wrapped functions and constants.
 
 A module that cannot be traced is kept whole, as an *opaque* leaf: the innermost one, since each module's call
-is tried on its own.
+is tried on its own. A function under ``torch.fx.wrap`` is kept whole unless the analysis asks for its inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
@@ -39,6 +40,8 @@ class Tracer(Questions):
     Args:
         signature: The model's forward function, bound to the example inputs.
         opaque: Paths of modules to keep whole.
+        opened: Functions to trace into although ``torch.fx.wrap`` keeps them whole; those that cannot be
+            traced are taken out.
 
     Attributes:
         failures: Module path to why it could not be traced and was kept whole.
@@ -47,14 +50,21 @@ class Tracer(Questions):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, signature: Signature, opaque: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        opaque: Collection[str] = (),
+        opened: set[Callable[..., Any]] | None = None,
+    ) -> None:
         super().__init__()
         self._autowrap_search.append(torch)
         self._autowrap_function_ids.update(map(id, _FACTORIES))
         self.signature = signature
         self.opaque = set(opaque)
+        self.opened = set[Callable[..., Any]]() if opened is None else opened
         self.failures: dict[str, Failure] = {}
         self.constants: dict[str, SourceLocation | None] = {}
+        self._returned: list[fx.Node] = []
         self._ungraded: list[fx.Node] = []
         self._detached: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._parameter_proxies: dict[str, fx.Proxy] = {}
@@ -69,7 +79,7 @@ class Tracer(Questions):
         with torch.enable_grad(), refused_custom_gradients():
             program = super().trace(root, concrete_args)
         for node in program.nodes:
-            if node.target in _FACTORIES:
+            if node.target in _FACTORIES or node in self._returned:
                 # fx would have the generated code wrap a name with a dot, which poisons every later trace.
                 node.meta.pop("is_wrapped", None)
         detach_ungraded(program, self._ungraded, self._is_tensor)
@@ -99,6 +109,37 @@ class Tracer(Questions):
         if not torch.is_grad_enabled():
             self._ungraded.append(node)
         return node
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *rest: Any,
+        **options: Any,
+    ) -> fx.Proxy:
+        """Makes a node and its proxy, or traces into a wrapped function that is to be opened."""
+        if kind == "call_function" and target in self.opened:
+            result = self._trace_into(target, args, kwargs)
+            if result is not None:
+                return result
+        return super().create_proxy(kind, target, args, kwargs, *rest, **options)
+
+    def _trace_into(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> fx.Proxy | None:
+        """Returns what a function's inside yields; None where it cannot be traced or is no one value."""
+        stack, last = dict(self.module_stack), next(iter(reversed(self.graph.nodes)), None)
+        with suppress(Exception):
+            result = function(*args, **kwargs)
+            if isinstance(result, fx.Proxy):
+                # fx marks it as the call of a wrapped function.
+                self._returned.append(result.node)
+                return result
+        self.opened.discard(function)
+        self._roll_back(stack, last)
+        return None
 
     def create_arg(self, a: Any) -> Any:
         """Returns an argument; a parameter that is not the model's is a constant."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from morphir.analysis.emptied import emptied
+from morphir.analysis.emptied import emptied, spared
 from morphir.errors import RewriteError
 from morphir.ir.channels import ChannelSpace
 from morphir.ir.codes import suggestion_for
@@ -45,13 +45,14 @@ def index_maps(graph: Graph, morphisms: Iterable[Morphism]) -> tuple[IndexMap, .
     """
     planned = by_space(graph, morphisms)
     maps = tuple(_index_map(graph.space(name), groups) for name, groups in planned.items())
-    for node, _ in emptied(graph.channels, copies_of(maps)):
+    for found in emptied(graph.channels, copies_of(maps)):
+        code = "too-few-left" if found.left else "nothing-read"
         raise RewriteError(
-            "pruning would leave nothing of the channels here",
-            node=node,
-            source=source_of(graph.node(node)),
-            hint=suggestion_for("nothing-read"),
-            code="nothing-read",
+            f"pruning would leave {'a single one' if found.left else 'nothing'} of the channels here",
+            node=found.node,
+            source=source_of(graph.node(found.node)),
+            hint=suggestion_for(code),
+            code=code,
         )
     return maps
 
@@ -74,10 +75,10 @@ def without_emptying(graph: Graph, morphisms: Sequence[Morphism]) -> list[Morphi
         copies = {name: [1] * space.width for name, space in graph.spaces.items()}
         for morphism in kept:
             copies[morphism.space][morphism.index] = len(morphism.children)
-        spared = {min(groups) for _, groups in emptied(graph.channels, copies)}
-        if not spared:
+        needed = spared(graph.channels, copies)
+        if not needed:
             return kept
-        kept = [morphism for morphism in kept if (morphism.space, morphism.index) not in spared]
+        kept = [morphism for morphism in kept if (morphism.space, morphism.index) not in needed]
 
 
 def _index_map(space: ChannelSpace, morphisms: Mapping[int, Morphism]) -> IndexMap:

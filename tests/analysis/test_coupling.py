@@ -520,10 +520,10 @@ def test_labels_are_read_by_training_and_evaluation_graphs_alike() -> None:
 @pytest.mark.parametrize(
     "scale",
     [
-        lambda h: h / h.size(1),
-        lambda h: h * h.shape[1] ** -0.5,
         lambda h: h / h.numel(),
-        lambda h: h + h.sum(1, keepdim=True) / h.shape[-3],
+        lambda h: h / (h.size(1) * h.size(2)),
+        lambda h: torch.full_like(h, h.size(1)) + h,
+        lambda h: h + torch.arange(h.size(1) * 5, device=h.device).view(1, h.size(1), 5, 1),
     ],
 )
 def test_a_channel_count_used_as_a_value_freezes_the_channels(scale: Callable[[Tensor], Tensor]) -> None:

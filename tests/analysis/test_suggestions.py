@@ -82,7 +82,7 @@ PAIRS: dict[str, tuple[str, Forward, Forward]] = {
     ),
     "size-as-value": (
         "conv",
-        lambda net, x: net.head(net.features(x) * net.conv(x).size(1) ** -0.5),
+        lambda net, x: net.head(net.features(x) * net.conv(x)[0, :, 0].numel() ** -0.5),
         lambda net, x: net.head(net.features(x) * net.root),
     ),
     "meets-constant": (

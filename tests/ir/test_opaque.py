@@ -48,11 +48,11 @@ class Selects(nn.Module):
 
 
 class Writes(nn.Module):
-    """Writes into items, which fx refuses."""
+    """Writes into an item of a view."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.clone()
-        x[:, 0] = 0
+        x[:, 0][:, 0] = 0
         return x
 
 
@@ -100,7 +100,7 @@ MODULES = [
     (Branches, "control flow", Branches, 1),
     (Item, "depends on tensor values", Item, 1),
     (Selects, "depends on tensor values", Selects, 1),
-    (Writes, "item assignment", Writes, 2),
+    (Writes, "shares its memory", Writes, 2),
     (StraightThrough, "Sign has a gradient of its own", StraightThrough, 1),
     (scripted, "ScriptModule", None, 0),
 ]

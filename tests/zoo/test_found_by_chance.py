@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphir.analysis.tracing import trace
+from morphir.errors import RewriteError
+from morphir.ir.graph import Graph
 from morphir.morphisms.prune import Prune
 from morphir.runtime.oracle.oracle import check_graph
 from passes.transform import transform
@@ -85,7 +88,39 @@ def test_one_slope_left(prove: Prove) -> None:
         act=nn.PReLU(2),
         head=conv(2, 2),
     )
-    assert graph.spaces["one"].least == 2
+    refuses_to_leave_one(graph, [Prune("one", 0)], "act")
+
+
+def test_one_slope_left_of_some(prove: Prove) -> None:
+    """Two channels have to stay of those that the PReLU reads, whichever of the others do."""
+    graph = prove(
+        lambda net, x: net.head(net.act(net.one(x)[:, :3])),
+        {"one": "6 exact"},
+        one=conv(3, 6),
+        act=nn.PReLU(3),
+        head=conv(3, 2),
+    )
+    refuses_to_leave_one(graph, [Prune("one", 0), Prune("one", 2)], "act")
+    transform(graph, [Prune("one", 0), Prune("one", 3), Prune("one", 4)])
+    assert graph.get_parameter("act.weight").shape == (2,)
+
+
+def test_one_channel_left_in_einsum(prove: Prove) -> None:
+    """It lays out a dimension of size 1 in another way than others."""
+    graph = prove(
+        lambda net, x: net.head(torch.einsum("nchw,dc->ndhw", net.one(x)[:, [0, 3]], net.weight)),
+        {"one": "4 exact", "weight": "5 exact"},
+        one=conv(3, 4),
+        weight=nn.Parameter(torch.randn(5, 2)),
+        head=conv(5, 2),
+    )
+    refuses_to_leave_one(graph, [Prune("one", 0)], "einsum")
+
+
+def refuses_to_leave_one(graph: Graph, prunes: list[Prune], node: str) -> None:
+    with pytest.raises(RewriteError) as caught:
+        transform(graph, prunes)
+    assert (caught.value.code, caught.value.node) == ("too-few-left", node)
 
 
 def test_one_channel_left_beside_a_gate_of_one(prove: Prove) -> None:
@@ -97,7 +132,7 @@ def test_one_channel_left_beside_a_gate_of_one(prove: Prove) -> None:
         gate=conv(3, 1),
         head=conv(2, 2),
     )
-    assert graph.spaces["one"].least == 2
+    refuses_to_leave_one(graph, [Prune("one", 0)], "mul")
 
 
 class Picked(nn.Module):

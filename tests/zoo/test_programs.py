@@ -126,11 +126,28 @@ def test_constants_made_on_the_way(prove: Prove) -> None:
 
 
 def test_channel_count_used_as_a_number(prove: Prove) -> None:
+    """In arithmetic the number is the model's, and is written down; what it counts is not of this kind."""
+
     def forward(net: Any, x: Tensor) -> Tensor:
         h = net.stem(x)
-        return net.head(h * h.shape[1] ** -0.5)
+        return net.head((h * h.shape[1] ** -0.5).clamp(max=h.size(1)) / (h.size(1) // 2))
 
-    prove(forward, {"stem": "4 frozen:size-as-value"}, stem=conv(3, 4), head=conv(4, 2))
+    prove(forward, {"stem": "4 exact"}, onnx=True, stem=conv(3, 4), head=conv(4, 2))
+
+
+def test_channel_count_that_fills_or_is_one_of_many(prove: Prove) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h, k = net.stem(x), net.side(x)
+        return net.head(h / h[0].numel()) + net.tail(k + torch.full_like(k, k.size(1)))
+
+    prove(
+        forward,
+        {"stem": "4 frozen:size-as-value", "side": "3 frozen:size-as-value"},
+        stem=conv(3, 4),
+        side=conv(3, 3),
+        head=conv(4, 2),
+        tail=conv(3, 2),
+    )
 
 
 def test_pooled_in_every_way(prove: Prove) -> None:

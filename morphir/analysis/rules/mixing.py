@@ -79,7 +79,7 @@ def _dense(
         columns_full = columns.repeat(groups)
         _tie_groups(rows, groups, facts, op.node)
     if groups > 1:
-        facts.keep_several(columns)
+        facts.keep_several(columns, op.node)
     _read_columns(op, weight, inputs, columns_full, facts)
     return outputs, _use(op, weight, rows, columns, facts)
 

@@ -42,7 +42,7 @@ def group_norm(op: Operation, facts: Facts) -> Outcome:
     if vector is not None and groups != source.shape[1]:
         by_group = vector.reshape(groups, -1)
         facts.tie(by_group, by_group[:1].expand_as(by_group), "equal-per-norm-group", op.node)
-        facts.keep_several(vector)
+        facts.keep_several(vector, op.node)
         facts.restrict((vector,), "prune-only", "channel-norm", "a group norm mixes the channels", op.node)
     return Outcome([(out, layers if out.shape == source.shape else ()) for out in op.tensor_outputs])
 

@@ -18,7 +18,7 @@ Operand = tuple[tuple[int, ...], Layers]
 def prelu(op: Operation, facts: Facts) -> Outcome:
     """A slope for each channel; a single one would be the slope of all channels."""
     for layer in op.layers_of(op.args[1]):
-        facts.keep_several(compact(layer))
+        facts.keep_several(compact(layer), op.node)
     return pointwise(op, facts)
 
 
@@ -81,7 +81,7 @@ def unify(operands: Sequence[Operand], shape: tuple[int, ...], facts: Facts, nod
             broadcast = [d + lead for d in label_dims(layer) if own[d] == 1 and shape[d + lead] > 1]
             if broadcast:
                 _freeze_broadcast(layer, facts, node)
-                _keep_wide(broadcast, operands, len(shape), facts)
+                _keep_wide(broadcast, operands, len(shape), facts, node)
             else:
                 placed.append((index, layer.expand(shape)))
     meeting = _Meeting(operands, placed, shape)
@@ -134,13 +134,13 @@ def _freeze_broadcast(layer: Layer, facts: Facts, node: str) -> None:
     )
 
 
-def _keep_wide(dims: Sequence[int], operands: Sequence[Operand], rank: int, facts: Facts) -> None:
+def _keep_wide(dims: Sequence[int], operands: Sequence[Operand], rank: int, facts: Facts, node: str) -> None:
     """Of the channels that a single one is broadcast over, two stay: one alone would meet it as its like."""
     for own, layers in operands:
         lead = rank - len(own)
         for layer in layers:
             if any(d + lead in dims and own[d] > 1 for d in label_dims(layer)):
-                facts.keep_several(compact(layer))
+                facts.keep_several(compact(layer), node)
 
 
 @dataclass(frozen=True)

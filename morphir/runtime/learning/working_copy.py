@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,12 +113,20 @@ def _pure_form(node: fx.Node) -> str | Callable[..., Any] | None:
         return (
             pure if name.endswith("_") and not name.endswith("__") and hasattr(torch.Tensor, pure) else None
         )
+    if node.target is operator.setitem:
+        return _assigned
     if node.op == "call_function" and not isinstance(node.target, str):
         name = getattr(node.target, "__name__", "")
         home = torch if getattr(torch, name, None) is node.target else torch.nn.functional
         if name.endswith("_") and getattr(home, name, None) is node.target:
             return getattr(home, name.removesuffix("_"), None)
     return None
+
+
+def _assigned(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
+    result = tensor.clone()
+    result[index] = value
+    return result
 
 
 def _follow_writes(node: fx.Node) -> None:

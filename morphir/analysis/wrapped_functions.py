@@ -1,0 +1,152 @@
+"""Functions that ``torch.fx.wrap`` keeps whole: the program does not hold their inside, so they are tried.
+
+A literal, a size or a condition inside such a function is out of sight of the rules. Where the channels that
+it reads are doubled, it has to yield doubled channels: it is run on numbers, alone, before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx
+from torch.fx.node import map_arg
+
+from morphir.analysis.numbers import evaluate
+from morphir.ir.channels import ChannelSpace, Value
+from morphir.ir.graph import Graph
+from morphir.ir.index_map import Copies
+from morphir.ir.quiet import failing_quietly, fixed_randomness
+from morphir.ir.values import leaves
+
+_LIBRARIES = frozenset(("torch", "morphir", "math", "operator", "_operator", "builtins"))
+_STEP = 0.6180339887498949
+"""The golden ratio's fraction: its multiples, modulo 1, are spread evenly and never repeat."""
+
+
+def is_wrapped(node: fx.Node) -> bool:
+    """Whether a node calls a function of the user's that is kept whole."""
+    if node.op != "call_function" or isinstance(node.target, (str, type)):
+        return False
+    module: str = getattr(node.target, "__module__", None) or ""
+    return module.split(".", 1)[0] not in _LIBRARIES
+
+
+def not_alike(graph: Graph) -> dict[str, set[str]]:
+    """Returns the wrapped functions that do not treat all channels alike.
+
+    Args:
+        graph: A traced and analysed graph; left as it was.
+
+    Returns:
+        The name of each node that calls one, to the spaces whose channels it reads or yields.
+    """
+    tried: dict[Any, bool] = {}
+    found: dict[str, set[str]] = {}
+    for node in filter(is_wrapped, graph.graph.nodes):
+        call = _Call(graph, node)
+        spaces = call.spaces()
+        if spaces and not tried.setdefault(call.key(), True):
+            found[node.name] = set(spaces)
+        elif spaces and not all(map(call.follows, _trials(spaces))):
+            tried[call.key()] = False
+            found[node.name] = set(spaces)
+    return found
+
+
+def _trials(spaces: Mapping[str, ChannelSpace]) -> Iterator[Copies]:
+    """Doubles every channel, which no mean tells; then every other one of the spaces that are exact."""
+    yield {name: [2] * space.width for name, space in spaces.items()}
+    exact = {
+        name: [2 - group % 2 for group in range(space.width)]
+        for name, space in spaces.items()
+        if all(verdict.kind == "exact" for verdict in space.verdicts)
+    }
+    if exact:
+        yield exact
+
+
+@dataclass(frozen=True)
+class _Call:
+    graph: Graph
+    node: fx.Node
+
+    def key(self) -> tuple[Any, ...]:
+        """Returns what tells this call's behaviour from others'."""
+        values = self.graph.channels.values
+        read = tuple(values[source.name] for source in self.node.all_input_nodes)
+        literals = repr(map_arg((self.node.args, self.node.kwargs), lambda node: None))
+        return self.node.target, literals, read, values[self.node.name]
+
+    def spaces(self) -> dict[str, ChannelSpace]:
+        """Returns the spaces, not wholly frozen, whose channels the function reads or yields."""
+        values = self.graph.channels.values
+        around = [value for node in (*self.node.all_input_nodes, self.node) for value in values[node.name]]
+        names = dict.fromkeys(layout.space for value in around for layout in value.layouts)
+        spaces = {name: self.graph.spaces[name] for name in names}
+        return {
+            name: space
+            for name, space in spaces.items()
+            if any(verdict.kind != "frozen" for verdict in space.verdicts)
+        }
+
+    def follows(self, copies: Copies) -> bool:
+        """Whether copies of what is read yield copies of what is yielded."""
+        try:
+            before = self._run({})
+            after = self._run(copies)
+        except Exception:
+            # Whatever it raises, nothing is known about it.
+            return False
+        values = self.graph.channels.values[self.node.name]
+        if not len(before) == len(after) == len(values):
+            return False
+        wanted = [_copied(tensor, value, copies) for tensor, value in zip(before, values, strict=True)]
+        return all(
+            left.shape == right.shape and torch.allclose(left, right, rtol=1e-9, atol=1e-12, equal_nan=True)
+            for left, right in zip(wanted, after, strict=True)
+        )
+
+    def _run(self, copies: Copies) -> list[torch.Tensor]:
+        args, kwargs = map_arg((self.node.args, self.node.kwargs), lambda node: self._given(node, copies))
+        function = cast("Callable[..., Any]", self.node.target)
+        with torch.no_grad(), fixed_randomness(), failing_quietly():
+            result = function(*cast("tuple[Any, ...]", args), **cast("dict[str, Any]", kwargs))
+        return [leaf for leaf in leaves(result) if isinstance(leaf, torch.Tensor)]
+
+    def _given(self, node: fx.Node, copies: Copies) -> Any:
+        """Returns numbers in the place of a value that the function reads."""
+        if node.op == "get_attr" and node.target == "training":
+            return False
+        values = self.graph.channels.values
+        found = [_copied(self._numbers(node, value), value, copies) for value in values[node.name]]
+        if found:
+            return found[0] if len(found) == 1 else tuple(found)
+
+        def extents(name: str) -> tuple[int, ...] | None:
+            return values[name][0].extents(copies) if len(values.get(name, ())) == 1 else None
+
+        number = evaluate(node, extents)
+        if number is None:
+            raise ValueError(f"%{node.name} is no number that sizes tell")
+        return number
+
+    def _numbers(self, node: fx.Node, value: Value) -> torch.Tensor:
+        if node.op == "get_attr" and not value.dtype.is_floating_point:
+            return cast("torch.Tensor", _attribute(self.graph, str(node.target))).cpu()
+        count = torch.tensor(value.shape).prod().item() if value.shape else 1
+        spread = (torch.arange(int(count), dtype=torch.float64) * _STEP % 1 - 0.4).reshape(value.shape)
+        return spread if value.dtype.is_floating_point else spread.to(value.dtype)
+
+
+def _copied(tensor: torch.Tensor, value: Value, copies: Copies) -> torch.Tensor:
+    for dim in {layout.dim for layout in value.layouts if layout.space in copies}:
+        tensor = tensor.repeat_interleave(torch.tensor(value.copies_along(dim, copies)), dim)
+    return tensor
+
+
+def _attribute(graph: Graph, path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(graph.get_submodule(module), name)

@@ -1,0 +1,206 @@
+"""Items of tensors that the program assigns to, and functions that torch.fx.wrap keeps whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from morphir.analysis.tracing import trace
+from morphir.errors import MorphirWarning
+
+Prove = Callable[..., Any]
+
+
+def conv(inputs: int, outputs: int, kernel: int = 1, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **options)
+
+
+def test_a_mask_made_by_assignment(prove: Prove) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.stem(x)
+        mask = h.new_zeros((h.size(2), h.size(3)))
+        for row in range(0, 8, 3):
+            mask[row : row + 2, row - 1] = row + 1
+        mask[1] = mask.sum(0)
+        return net.head(h * mask)
+
+    prove(forward, {"stem": "4 exact"}, onnx=True, stem=conv(3, 4), head=conv(4, 2))
+
+
+def test_places_of_every_channel_assigned_to(prove: Prove) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.stem(x)
+        h[:, :, 0] = 0
+        h[..., -1:] = h[..., :1] * 2
+        return net.head(h)
+
+    prove(forward, {"stem": "4 exact"}, onnx=True, stem=conv(3, 4), head=conv(4, 2))
+
+
+def test_another_value_assigned_to_places_of_every_channel(prove: Prove) -> None:
+    """The channels of both are one: each of the target lies beside its own of the value."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h, k = net.stem(x), net.side(x)
+        h[:, :, :2] = k[:, :, 2:4]
+        return net.head(h)
+
+    prove(forward, {"stem": "4 exact"}, onnx=True, stem=conv(3, 4), side=conv(3, 4), head=conv(4, 2))
+
+
+def test_channels_assigned_to_by_position(prove: Prove) -> None:
+    """As temporal shift does: the number that are shifted is no share of the channels that a split keeps."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.stem(x)
+        h[:, :2] = 0
+        return net.head(h)
+
+    prove(forward, {"stem": "4 frozen:in-place-write"}, stem=conv(3, 4), head=conv(4, 2))
+
+
+def test_channels_assigned_into_a_tensor_without(prove: Prove) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.stem(x)
+        shifted = torch.zeros(2, 4, 8, 8)
+        shifted[:, :, 1:] = h[:, :, :-1]
+        return net.head(shifted)
+
+    prove(forward, {"stem": "4 frozen:in-place-write"}, stem=conv(3, 4), head=conv(4, 2))
+
+
+class Edge(nn.Module):
+    """Assigns to items of a view."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x * 2
+        row = h[:, :, 0]
+        row[:, :, 0] = 1
+        return h
+
+
+def test_an_item_of_a_view_assigned_to() -> None:
+    """What else the assignment changes is not in the program, so the module that does it is kept whole."""
+    model = nn.Sequential(conv(3, 4), Edge(), conv(4, 2))
+    with pytest.warns(MorphirWarning, match=r"Edge at '1' .* shares its memory with .* \(test_assignments"):
+        graph = trace(model, torch.randn(2, 3, 8, 8))
+    assert {verdict.code for verdict in graph.spaces["0"].verdicts} == {"opaque-module"}
+
+
+@fx.wrap
+def mixed_twice(x: Tensor, first: Tensor, second: Tensor, training: bool) -> Tensor:
+    if x.shape[-1] > 4:
+        x = x[:, :, 1:]
+    h = F.dropout(F.conv2d(x, first).relu(), 0.0, training)
+    return F.conv2d(h, second)
+
+
+def test_kernels_inside_a_wrapped_function(prove: Prove) -> None:
+    """Kept whole, the channels between its kernels would be out of reach; so it is traced into."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.stem(x)
+        return net.head(mixed_twice(h, net.first, net.second, net.training))
+
+    prove(
+        forward,
+        {"stem": "4 exact", "first": "3 exact", "second": "5 exact"},
+        onnx=True,
+        stem=conv(3, 4),
+        first=nn.Parameter(torch.randn(3, 4, 1, 1)),
+        second=nn.Parameter(torch.randn(5, 3, 1, 1)),
+        head=conv(5, 2),
+    )
+
+
+@fx.wrap
+def mixed_through_a_view(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    h = F.conv2d(x, first)
+    h[0][:, 0] = 0
+    return F.conv2d(h, second)
+
+
+def test_a_wrapped_function_that_cannot_be_traced(prove: Prove) -> None:
+    """The channels between its kernels stay out of reach."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.head(mixed_through_a_view(net.stem(x), net.first, net.second))
+
+    graph = prove(
+        forward,
+        {
+            "stem": "4 frozen:opaque-module",
+            "first": "3 frozen:opaque-module",
+            "second": "5 frozen:opaque-module",
+        },
+        stem=conv(3, 4),
+        first=nn.Parameter(torch.randn(3, 4, 1, 1)),
+        second=nn.Parameter(torch.randn(5, 3, 1, 1)),
+        head=conv(5, 2),
+    )
+    assert mixed_through_a_view in {node.target for node in graph.graph.nodes}
+
+
+@fx.wrap
+def scaled_by_root(x: Tensor) -> Tensor:
+    return x * x.shape[1] ** -0.5
+
+
+@fx.wrap
+def first_two_doubled(x: Tensor) -> Tensor:
+    return torch.cat([x[:, :2] * 2, x[:, 2:]], 1)
+
+
+def test_sizes_and_positions_inside_wrapped_functions(prove: Prove) -> None:
+    """Out of sight of the rules while the functions are whole, so they are tried, and traced into."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.head(scaled_by_root(net.stem(x))) + net.tail(first_two_doubled(net.side(x)))
+
+    graph = prove(
+        forward,
+        {"stem": "4 exact", "side": "5 exact"},
+        onnx=True,
+        stem=conv(3, 4),
+        side=conv(3, 5),
+        head=conv(4, 2),
+        tail=conv(5, 2),
+    )
+    assert not {scaled_by_root, first_two_doubled} & {node.target for node in graph.graph.nodes}
+
+
+@fx.wrap
+def first_two_doubled_in_place(x: Tensor) -> Tensor:
+    x = x * 1
+    x[:, :2][:, :] *= 2
+    return x
+
+
+@fx.wrap
+def noisy(x: Tensor, training: bool) -> Tensor:
+    if not training:
+        return x
+    return x * torch.rand(x.shape[0], 1, 1, 1)
+
+
+def test_wrapped_functions_that_stay_whole(prove: Prove) -> None:
+    """One runs other operators in each mode, and is harmless; the other writes through a view, and is not."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = noisy(net.stem(x), net.training)
+        return net.head(h) + net.tail(first_two_doubled_in_place(net.side(x)))
+
+    graph = prove(
+        forward,
+        {"stem": "4 exact", "side": "5 frozen:opaque-module"},
+        stem=conv(3, 4),
+        side=conv(3, 5),
+        head=conv(4, 2),
+        tail=conv(5, 2),
+    )
+    assert {noisy, first_two_doubled_in_place} <= {node.target for node in graph.graph.nodes}

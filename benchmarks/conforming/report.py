@@ -30,17 +30,17 @@ COLUMNS = (
 )
 LEGEND = """\
 Groups are channel groups, counted by verdict. *analysis*: CPU seconds of the channel analysis at 224 x
-224 pixels, its trial rewrites included. *split*: about a third of the groups of every space, all spaces
-at once, split at theta = 0 and compared with the original; where that fails, half of the spaces at a
-time, down to each alone. *prune*: likewise pruned, compared with the original in which these channels
-are zeroed where consumers read them, and left out where norms, softmax or reductions mix them. *plan*: a
-random quarter of all groups of all spaces at once, half of them split. A cell is the number of spaces
-(for the plan: of groups) and the largest difference relative to the largest output, in float64, over
-evaluation and train mode; 1e-9 is allowed. *source*: the changed network's exported PyTorch source
-computes the same bits. *retrace*: that source, traced again, has the same spaces, widths, verdicts,
-producers, consumers and bindings. *ONNX*: the changed network in onnxruntime, at three batch sizes.
-Weights, batch-norm statistics and affine parameters are random. *px* is the smallest image size at which
-the model runs in both modes and has the spaces that it has at 224.
+224 pixels, with its trial rewrites and what it has traced anew. *split*: about a third of the groups of
+every space, all spaces at once, split at theta = 0 and compared with the original; where that fails,
+half of the spaces at a time, down to each alone. *prune*: likewise pruned, compared with the original in
+which these channels are zeroed where consumers read them, and left out where norms, softmax or
+reductions mix them. *plan*: a random quarter of all groups of all spaces at once, half of them split. A
+cell is the number of spaces (for the plan: of groups) and the largest difference relative to the largest
+output, in float64, over evaluation and train mode; 1e-9 is allowed. *source*: the changed network's
+exported PyTorch source computes the same bits. *retrace*: that source, traced again, has the same
+spaces, widths, verdicts, producers, consumers and bindings. *ONNX*: the changed network in onnxruntime,
+at three batch sizes. Weights, batch-norm statistics and affine parameters are random. *px* is the
+smallest image size at which the model runs in both modes and has the spaces that it has at 224.
 """
 
 

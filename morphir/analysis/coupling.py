@@ -94,8 +94,11 @@ def _plural(coupling: Coupling, execution: Execution) -> tuple[tuple[str, NDArra
 
 def _joined(roots: NDArray[np.int64], tie: Tie) -> NDArray[np.int64]:
     """Returns the roots once the components that ``tie`` ties are one."""
-    between = replace(tie, left=roots[tie.left], right=roots[tie.right])
-    return components(roots.size, [between])[roots]
+    held, ends = np.unique(np.concatenate([roots[tie.left], roots[tie.right]]), return_inverse=True)
+    left, right = np.split(ends, 2)
+    renamed = np.arange(roots.size)
+    renamed[held] = held[components(held.size, [replace(tie, left=left, right=right)])]
+    return renamed[roots]
 
 
 def _missing_tie(coupling: Coupling, layer: Layer, node: str) -> Tie | None:

@@ -63,12 +63,14 @@ def _mixed(graph: Graph) -> Copies:
         split = _third(exact, len(exact))
         if len(split) < _SEVERAL <= len(exact) and not (one_more and len(exact) < 2 * _SEVERAL - 1):
             split = exact[:_SEVERAL]
-        others = [group for group in prunable if group not in split]
+        changed = set(split)
+        others = [group for group in prunable if group not in changed]
         if not exact:
             pruned = _third(prunable, space.width - space.least)
         else:
             pruned = others[: min(len(split) - 1, len(others)) // 2 * 2] if one_more else ()
-        trial[name] = [2 if g in split else 0 if g in pruned else 1 for g in range(space.width)]
+        gone = set(pruned)
+        trial[name] = [2 if g in changed else 0 if g in gone else 1 for g in range(space.width)]
     return trial
 
 

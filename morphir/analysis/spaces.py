@@ -122,19 +122,33 @@ class _Builder:
 
     def _name_spaces(self) -> dict[str, list[int]]:
         """Gathers components by their producers, and names each set after the first of these."""
-        makers: dict[int, dict[MixingUse, int]] = {}
+        kinds = np.zeros(self.execution.axes.total, np.int64)
+        makers: list[tuple[MixingUse, ...]] = [()]
+        made: list[NDArray[np.int64]] = []
         for use in self.uses:
-            for root in self._axis(use.parameter, use.out_axis).tolist():
-                counts = makers.setdefault(root, {})
-                counts[use] = counts.get(use, 0) + 1
-        by_makers: dict[tuple[tuple[MixingUse, int], ...], list[int]] = {}
-        for root, counts in makers.items():
-            by_makers.setdefault(tuple(counts.items()), []).append(root)
+            roots, first, counts = np.unique(
+                self._axis(use.parameter, use.out_axis), return_index=True, return_counts=True
+            )
+            if not roots.size:
+                continue
+            new = kinds[roots] == 0
+            made.append(roots[new][np.argsort(first[new])])
+            # Components that were of one kind stay so where this use makes as many channels of each.
+            _, at, place = np.unique(
+                kinds[roots] * (counts.max() + 1) + counts, return_index=True, return_inverse=True
+            )
+            before = kinds[roots[at]].tolist()
+            kinds[roots] = len(makers) + place
+            makers += [(*makers[kind], use) for kind in before]
+        ordered = np.concatenate([*made, np.empty(0, np.int64)])
+        by_kind: dict[int, list[int]] = {}
+        for kind, root in zip(kinds[ordered].tolist(), ordered.tolist(), strict=True):
+            by_kind.setdefault(kind, []).append(root)
         named: dict[str, list[int]] = {}
-        for counts, roots in by_makers.items():
-            name = _unused_name(counts[0][0].parameter, named)
+        for kind, roots in by_kind.items():
+            name = _unused_name(makers[kind][0].parameter, named)
             named[name] = roots
-            self.rows_of[name] = [use for use, _ in counts]
+            self.rows_of[name] = list(makers[kind])
         return named
 
     def _bindings(self) -> dict[str, list[AxisBinding]]:

@@ -56,17 +56,8 @@ def _closed(graph: Graph) -> set[Any]:
     return {node.target for name in (*names, *not_alike(graph)) if is_wrapped(node := graph.node(name))}
 
 
-def attach_channels(graph: Graph) -> None:
-    """Analyses a program, and withdraws what the labels promise and the program does not keep in a trial.
-
-    Raises:
-        AnalysisError: if the program cannot be followed on shapes alone; names the node.
-    """
-    graph.attach(analyse(graph))
-    _withdraw(graph)
-
-
 def _withdraw(graph: Graph) -> None:
+    """Withdraws what the labels promise and the program does not keep in a trial."""
     if whole := _boundaries(graph):
         _limit(graph, Limits(whole))
     if least := too_narrow(graph):

@@ -135,7 +135,9 @@ class _Call:
 
     def _numbers(self, node: fx.Node, value: Value) -> torch.Tensor:
         if node.op == "get_attr" and not value.dtype.is_floating_point:
-            return cast("torch.Tensor", _attribute(self.graph, str(node.target))).cpu()
+            held = cast("torch.Tensor", _attribute(self.graph, str(node.target)))
+            if not held.is_meta:
+                return held.cpu()
         count = torch.tensor(value.shape).prod().item() if value.shape else 1
         spread = (torch.arange(int(count), dtype=torch.float64) * _STEP % 1 - 0.4).reshape(value.shape)
         return spread if value.dtype.is_floating_point else spread.to(value.dtype)

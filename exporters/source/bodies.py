@@ -187,12 +187,21 @@ def write_root(root: Scope, graph: fx.Graph, access: Access, results: Mapping[st
 
 
 def _write_items(writer: _Writer, scope: Scope) -> None:
-    inlined = _inlined(scope)
+    inlined, unread = _inlined(scope), _unread(scope)
     for item in scope.items:
         if isinstance(item, Scope):
             writer.call(item)
-        else:
+        elif item not in unread:
             writer.write(item, inline=item in inlined)
+
+
+def _unread(scope: Scope) -> set[fx.Node]:
+    """Returns the sizes that nothing reads, as those that a rewrite has written down."""
+    found: set[fx.Node] = set()
+    for item in reversed(scope.items):
+        if isinstance(item, fx.Node) and _is_scalar(item) and found.issuperset(item.users):
+            found.add(item)
+    return found
 
 
 def _inlined(scope: Scope) -> set[fx.Node]:

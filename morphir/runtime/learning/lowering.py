@@ -211,8 +211,9 @@ class _Lowering:
         """Returns each tensor a with its readers."""
         found: dict[EdgeKey, list[fx.Node]] = {}
         for consumer in space.consumers:
-            key = (self.work.nodes[consumer.tensor], consumer.dim, consumer.groups)
-            found.setdefault(key, []).append(self.work.nodes[consumer.node])
+            reader = self.work.nodes[consumer.node]
+            key = (self.work.read_by(reader, consumer.tensor), consumer.dim, consumer.groups)
+            found.setdefault(key, []).append(reader)
         return found
 
     def _holds_samples(self, space: ChannelSpace, edges: Iterable[EdgeKey]) -> bool:

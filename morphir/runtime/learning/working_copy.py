@@ -30,17 +30,26 @@ class WorkingCopy:
         nodes: Node name in the graph to the node that computes its value now.
         values: What the analysis found about each node's value.
         folded: The folded operators.
+        overwritten: Node to the node that computes what is written over its value.
     """
 
     module: fx.GraphModule
     nodes: dict[str, fx.Node]
     values: dict[fx.Node, tuple[Value, ...]]
     folded: dict[fx.Node, FoldedNorm] = field(default_factory=dict[fx.Node, FoldedNorm])
+    overwritten: dict[fx.Node, fx.Node] = field(default_factory=dict[fx.Node, fx.Node])
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def leaf(self, node: fx.Node) -> nn.Module | None:
         """Returns the module that a ``call_module`` node calls."""
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def read_by(self, reader: fx.Node, name: str) -> fx.Node:
+        """Returns the node whose value a reader finds under a node's name in the graph."""
+        node, read = self.nodes[name], set(reader.all_input_nodes)
+        while node not in read and node in self.overwritten:
+            node = self.overwritten[node]
+        return node if node in read else self.nodes[name]
 
     def linear_leaf(self, node: fx.Node) -> nn.Module | None:
         """Returns the module that a ``call_module`` node called before a batch norm was folded in."""
@@ -96,13 +105,13 @@ def _undo_in_place(work: WorkingCopy) -> None:
             twin.__dict__["inplace"] = False
             twin.training = False
             work.replace(node, twin)
-            _follow_writes(node)
+            _follow_writes(work, node)
         elif node.kwargs.get("inplace") is True:
             node.update_kwarg("inplace", False)
-            _follow_writes(node)
+            _follow_writes(work, node)
         elif (pure := _pure_form(node)) is not None:
             node.target = pure
-            _follow_writes(node)
+            _follow_writes(work, node)
 
 
 def _pure_form(node: fx.Node) -> str | Callable[..., Any] | None:
@@ -129,8 +138,10 @@ def _assigned(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
     return result
 
 
-def _follow_writes(node: fx.Node) -> None:
+def _follow_writes(work: WorkingCopy, node: fx.Node) -> None:
     """Whoever read the overwritten value after the write now reads what was written."""
     written = node.args[0] if node.args else node.kwargs.get("input")
     if isinstance(written, fx.Node):
         written.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node and node < user)
+        work.overwritten[written] = node
+        work.values[node] = work.values[written]

@@ -6,6 +6,7 @@ delta forced at the producers, one group at a time, and the derivative from auto
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +70,10 @@ class Probe(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self.forced:
             return self.forced[n.name]
-        # On copies, so that what is computed in place leaves the values that are kept as they were.
-        sources = {m: self.env[m] for m in n.all_input_nodes if isinstance(self.env[m], torch.Tensor)}
+        # On copies, so that what is computed in place leaves the values that are kept as they were; an
+        # assignment to an item yields nothing else.
+        read = n.all_input_nodes[1:] if n.target is operator.setitem else n.all_input_nodes
+        sources = {m: self.env[m] for m in read if isinstance(self.env[m], torch.Tensor)}
         self.env.update({m: self._read(m, n, value) for m, value in sources.items()})
         result = super().run_node(n)
         self.env.update(sources)

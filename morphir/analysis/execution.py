@@ -59,8 +59,9 @@ class Execution:
 class _Recorder(TorchDispatchMode):
     """Sees every ATen operator and moves labels from its inputs to its outputs."""
 
-    def __init__(self, execution: Execution) -> None:
+    def __init__(self, execution: Execution, *, known: bool) -> None:
         super().__init__()  # pyright: ignore[reportUnknownMemberType]
+        self.known = known
         self.execution = execution
         self.node = ""
         # Tensors are kept beside their layers: an id is only unique while its object lives.
@@ -87,7 +88,7 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = fake_result(func, args, kwargs)
+        result = fake_result(func, args, kwargs, known=self.known)
         with _disable_current_modes():
             operation = Operation(
                 func,
@@ -234,7 +235,7 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
         }
     )
     execution = Execution(axes, Facts())
-    recorder = _Recorder(execution)
+    recorder = _Recorder(execution, known=not shapes)
     for key, fake in fakes_of.items():
         recorder.bind(fake, axes.layers(key, tuple(fake.shape), range(fake.dim())), "parameter")
     # Indices stay real: their values say which channels they pick.

@@ -233,8 +233,18 @@ def _frozen(code: str, reason: str) -> Constrain:
     return constrain
 
 
+def _freeze_repeated(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
+    """Freezes what lies beside copies of a value without channels: how many there are is not rewritten."""
+    read = [compact(x) for value in labelled.get(source_name(node), ()) for x in value.layers]
+    for value in labelled[node.name]:
+        for layer in map(compact, value.layers):
+            new = layer[~torch.isin(layer, torch.cat([x.reshape(-1) for x in read]))] if read else layer
+            reason = "beside copies of a value that has no channels"
+            facts.restrict((new,), "frozen", "meets-constant", reason, node.name)
+
+
 def _keep_several(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
-    """Einsum multiplies a dimension of size 1 out in another way than it contracts or carries others."""
+    """Einsum and instance norm lay a dimension of size 1 out in another way than others."""
     for other in (node, *node.all_input_nodes):
         for value in labelled[other.name]:
             for layer in value.layers:
@@ -251,7 +261,8 @@ LITERALS: tuple[LiteralRule, ...] = (
         ("tensor_split", torch.tensor_split), cuts.tie_chunks, cuts.rewrite_tensor_split, cuts.pieces_taken
     ),
     LiteralRule((operator.getitem,), constrain_subscript, rewrite_subscript, subscript_taken),
-    LiteralRule((torch.einsum,), _keep_several),
+    LiteralRule((torch.einsum, functional.instance_norm), _keep_several),
+    LiteralRule(("repeat_interleave", torch.repeat_interleave), _freeze_repeated),
     LiteralRule((operator.setitem,), constrain_assignment),
     LiteralRule(("narrow", torch.narrow), cuts.constrain_narrow, cuts.rewrite_narrow, cuts.narrow_taken),
     LiteralRule(("select", torch.select), cuts.constrain_select, cuts.rewrite_select),

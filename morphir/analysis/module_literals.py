@@ -13,7 +13,7 @@ from typing import Any, cast
 from torch import fx, nn
 
 from morphir.analysis.arguments import source_name
-from morphir.analysis.labels import Facts, Labelled, label_dims
+from morphir.analysis.labels import Facts, Labelled, compact, label_dims
 from morphir.analysis.rules.operation import channel_vector
 from morphir.ir.channels import ChannelLayer
 from morphir.ir.index_map import Copies
@@ -133,6 +133,9 @@ def _held(module: nn.Module) -> _Held | None:
 def constrain_module(node: fx.Node, module: nn.Module, labelled: Labelled, facts: Facts) -> None:
     """Ties the channels of all calls of a module that holds their number; freezes what cannot follow."""
     held = _held(module)
+    if isinstance(module, _INSTANCE_NORMS):
+        for layer in labelled[node.name][0].layers:
+            facts.keep_several(compact(layer), node.name)
     if held is not None:
         for earlier in _earlier_calls(node):
             _tie_calls(node, earlier, held, module, labelled, facts)
@@ -153,6 +156,8 @@ def _freeze_attention(node: fx.Node, labelled: Labelled, facts: Facts) -> None:
             facts.restrict(value.layers, "frozen", "attention", reason, node.name)
 
 
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+"""A single channel of theirs lies along the batch just as well."""
 _PADDINGS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 
 

@@ -151,3 +151,53 @@ def test_traced_again_with_the_order_that_its_weights_hold() -> None:
     """Source has no values of buffers: the network that is traced again has loaded its weights."""
     checks = {check.check: check for check in check_graph(trace(Picked().eval(), torch.randn(2, 3, 4, 4)))}
     assert checks["retrace"].outcome == "ok", checks["retrace"].detail
+
+
+def test_one_channel_left_of_a_part_at_a_depthwise_convolution_or_an_instance_norm(prove: Prove) -> None:
+    """With one channel the one is an ordinary convolution; the other's lies along the batch as well."""
+    for name, part in (("depthwise", conv(2, 4, 3, groups=2)), ("norm", nn.InstanceNorm2d(2, affine=True))):
+        graph = prove(
+            lambda net, x: net.head(net.part(net.one(x)[:, [0, 2]]).relu()),
+            {"one": "3 exact"},
+            one=conv(3, 3),
+            part=part,
+            head=conv(4 if name == "depthwise" else 2, 2),
+        )
+        refuses_to_leave_one(graph, [Prune("one", 0)], "part")
+
+
+def test_copies_of_a_value_without_channels(prove: Prove) -> None:
+    """How many there are is not rewritten, so what lies beside them cannot change its number."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        left, right = net.one(x).view(-1, 2, 1, 8, 8).unbind(1)
+        copies = (left * right).repeat_interleave(2, 1)
+        return net.head(net.two(copies) + F.pad(copies, (0, 0, 0, 0, 1, 1)))
+
+    prove(
+        forward,
+        {"one": "2 frozen:single-channel", "two": "2 exact, 2 frozen:meets-constant"},
+        one=conv(3, 2),
+        two=conv(2, 4),
+        head=conv(4, 2),
+    )
+
+
+def test_a_view_that_fails_on_fake_tensors_alone() -> None:
+    """Of one channel, einsum's result is laid out in another way on fake tensors than in truth."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(1, 3))
+            self.conv = conv(1, 3, 3)
+            self.head = nn.Linear(192, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(
+                self.conv(torch.einsum("nchw,dc->ndhw", x, self.weight).contiguous()).view(-1, 192)
+            )
+
+    graph = trace(Net(), torch.randn(3, 3, 8, 8))
+    for check in check_graph(graph, exports=False):
+        assert check.outcome != "failed", check

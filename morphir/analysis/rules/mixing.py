@@ -47,6 +47,7 @@ def _depthwise(
     multiplier = op.result.shape[op.args[0].dim() - weight.dim() + 1] // groups
     repeated = inputs.repeat_interleave(rows.numel() // groups)
     facts.tie(rows, repeated, "parameter", op.node)
+    facts.keep_several(inputs, op.node)
     return inputs.repeat_interleave(multiplier)
 
 

@@ -82,6 +82,13 @@ class Theta:
         kernels = [self.value.detach().select(self.out_axis, row) for row in rows]
         return kernels[0].clone() if len(kernels) == 1 else torch.stack(kernels)
 
+    @torch.no_grad()
+    def put(self, group: int, kernels: torch.Tensor) -> None:
+        """Sets one group's theta, in the form in which :meth:`of_group` returns it."""
+        rows = self.rows[group]
+        for row, kernel in zip(rows, [kernels] if len(rows) == 1 else kernels, strict=True):
+            self.value.select(self.out_axis, row).copy_(kernel)
+
 
 def initial_thetas(
     graph: Graph, programs: Sequence[SpaceProgram], scale: float, seed: int

@@ -342,7 +342,7 @@ def frozen(graph: nn.Module) -> Generator[None]:
 def _check_one_softmax(learn: Curvature, score: Curvature) -> None:
     if learn.temperature != score.temperature:
         raise MorphirError(
-            "learning and scoring would need labels drawn at two temperatures, and one label a sample is drawn",
+            "learning and scoring draw one label a sample, and would need two temperatures",
             hint="learn and score with the same curvature, or score with one that draws none",
         )
 

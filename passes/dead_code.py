@@ -1,28 +1,29 @@
 """``EliminateDeadCode``: removes nodes whose value nothing reads.
 
-A node goes only if it cannot do anything else: in-place methods, assignments, guards, and modules with state
-(a batch norm in training mode writes its running statistics) stay. Parameters stay too, so that the
-``state_dict`` keys are the model's.
+A node goes only if it cannot do anything else: in-place methods, assignments, guards, users' functions that
+are kept whole, and modules with state (a batch norm in training mode writes its running statistics) stay.
+Parameters stay too, so that the ``state_dict`` keys are the model's.
 """
 
 from __future__ import annotations
 
 import copy
+import operator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import fx, nn
 
+from morphir.analysis.arguments import is_wrapped
 from morphir.analysis.spaces import analyse
 from morphir.ir.graph import Graph
 from morphir.ir.guards import is_guard
+from morphir.ir.operators import AUGMENTED
 from morphir.ir.remarks import Remark
 from morphir.ir.source import source_of
 from morphir.ir.state import own_state
 from passes.base import Pass, PassResult
 from passes.rewriter import Rewriter
-
-_WRITES = frozenset({"setitem", "iadd", "isub", "imul", "itruediv"})
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def _is_pure(graph: Graph, node: fx.Node) -> bool:
     if (
         node.op in {"placeholder", "output"}
         or is_guard(node)
+        or is_wrapped(node)
         or "out" in node.kwargs
         or node.kwargs.get("inplace") is True
     ):
@@ -62,7 +64,8 @@ def _is_pure(graph: Graph, node: fx.Node) -> bool:
     if node.op == "call_method":
         return not str(node.target).endswith("_")
     name = getattr(node.target, "__name__", "")
-    return node.op == "get_attr" or not (name in _WRITES or name.endswith("_"))
+    writes = node.target is operator.setitem or node.target in AUGMENTED or name.endswith("_")
+    return node.op == "get_attr" or not writes
 
 
 def _has_buffers(module: nn.Module) -> bool:

@@ -14,10 +14,14 @@ import torch
 from torch import fx, nn, optim
 
 from morphir.analysis.axis_map import AxisMap
-from morphir.analysis.rewritten import rewrite_program, tensor_of
+from morphir.analysis.rewritten import DOES_NOT_FOLLOW, rewrite_program, tensor_of
+from morphir.analysis.wrapped_functions import not_following
+from morphir.errors import RewriteError
 from morphir.ir.channels import ChannelLayer
+from morphir.ir.codes import suggestion_for
 from morphir.ir.graph import Graph
-from morphir.ir.index_map import IndexMap, Rewrite
+from morphir.ir.index_map import IndexMap, Rewrite, copies_of
+from morphir.ir.source import source_of
 from morphir.ir.state import own_state
 from passes.instruments import PendingRewrite, active
 from passes.moments import powers_of, replace_parameters
@@ -72,6 +76,7 @@ class Rewriter:
         before, maps = self.graph.channels, pending.maps
         count = _count_parameters(self.graph)
         rewritten = rewrite_program(self.graph, maps)
+        self._try_wrapped_functions(maps)
         self._replace_tensors(rewritten.axes, maps, before)
         self.graph.attach(rewritten.layer)
         self.graph.recompile()
@@ -79,6 +84,18 @@ class Rewriter:
         rewrite = Rewrite(pending.number, pending.name, pending.morphisms, maps, delta)
         self.graph.record(rewrite)
         return rewrite
+
+    def _try_wrapped_functions(self, maps: Sequence[IndexMap]) -> None:
+        node = not_following(self.graph, copies_of(maps))
+        if node is not None:
+            raise RewriteError(
+                f"{getattr(node.target, '__name__', node.target)} is kept whole by torch.fx.wrap, and does "
+                "not yield copies of channels where it reads copies",
+                node=node.name,
+                source=source_of(node),
+                hint=suggestion_for("opaque-module"),
+                code=DOES_NOT_FOLLOW,
+            )
 
     @torch.no_grad()
     def _replace_tensors(

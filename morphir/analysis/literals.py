@@ -118,7 +118,9 @@ def _rewrite_sizes(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
 
 
 def _rewrite_numbers(node: fx.Node, layer: ChannelLayer, copies: Copies) -> None:
-    """A number of channels alone in arithmetic, which stays what it was."""
+    """A number of channels alone in a tensor's arithmetic, which stays what it was."""
+    if not layer.values[node.name]:
+        return
     numbers = _Numbers(layer, copies)
 
     def written_down(source: fx.Node) -> Any:

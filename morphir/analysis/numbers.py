@@ -1,7 +1,7 @@
 """Numbers that the program computes from sizes, evaluated for other sizes without running the program.
 
-A number of channels alone that a tensor is multiplied with, as ``heads ** -0.5``, is the model's, not the
-channels': a rewrite writes it down.
+A number of channels alone in a tensor's arithmetic, as in ``q * (width // heads) ** -0.5``, is the model's:
+it stays what it is when there are other channels.
 """
 
 from __future__ import annotations

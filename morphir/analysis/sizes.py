@@ -20,7 +20,7 @@ from torch import fx
 from torch.fx.node import map_arg
 from torch.nn import functional
 
-from morphir.analysis.arguments import VIEWS, size_arguments, source_name
+from morphir.analysis.arguments import VIEWS, is_wrapped, size_arguments, source_name
 from morphir.analysis.labels import (
     Facts,
     Labelled,
@@ -75,18 +75,23 @@ def follow_sizes(node: fx.Node, labelled: Labelled, sizes: Sizes, facts: Facts) 
     if is_guard(node):
         _follow_guard(node, sizes, facts)
         return
-    read = _read(node, labelled)
+    read = _read(node, labelled) if _computes(node) else None
     used = [layers for source in node.all_input_nodes for layers in sizes.get(source.name, ())]
     if read is not None:
         sizes[node.name] = read
-    elif used and not labelled[node.name]:
+    elif used and not labelled[node.name] and _computes(node):
         sizes[node.name] = _passed(node, sizes, used)
-    elif used and node.op != "output":
+    elif used:
         given = [source for source in node.all_input_nodes if source.name in sizes]
         if node.target in COUNTS_AS_NUMBERS:
             given = [source for source in given if not _counts_channels_alone(source, labelled)]
         _freeze_values(node, given, labelled, sizes, facts)
         _follow_shape(node, given, labelled, sizes, facts)
+
+
+def _computes(node: fx.Node) -> bool:
+    """Whether a node that yields no tensor makes a number; what a user's function does is unknown."""
+    return not is_wrapped(node) and node.target is not operator.setitem
 
 
 def _freeze_values(

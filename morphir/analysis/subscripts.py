@@ -84,11 +84,18 @@ def constrain_assignment(node: fx.Node, labelled: Labelled, facts: Facts) -> Non
         picked = {
             subscript.dim
             for subscript in subscripts_of(node, len(value.shape))
-            if subscript.item != slice(None)
+            if not _takes_all(subscript.item)
         }
         layers = [layer for layer in value.layers if picked & set(label_dims(layer))]
         reason = "some of them are assigned to by their positions"
         facts.restrict(layers, "frozen", "in-place-write", reason, node.name)
+
+
+def _takes_all(item: Any) -> bool:
+    """Whether a slice takes every position, in order, whatever their number."""
+    if type(item) is not slice:
+        return False
+    return item.start in {None, 0} and item.stop is None and item.step in {None, 1}
 
 
 def _freeze(subscript: Subscript, value: LabelledValue, node: fx.Node, facts: Facts) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from morphir.analysis.arguments import is_wrapped
 from morphir.analysis.rehearsal import not_following, too_narrow
 from morphir.analysis.spaces import analyse
-from morphir.analysis.wrapped_functions import is_wrapped, not_alike
+from morphir.analysis.wrapped_functions import not_alike
 from morphir.errors import AnalysisError, MorphirWarning, TraceError
 from morphir.ir.channels import Limits, Verdict
 from morphir.ir.graph import Graph

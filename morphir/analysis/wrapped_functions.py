@@ -1,7 +1,9 @@
 """Functions that ``torch.fx.wrap`` keeps whole: the program does not hold their inside, so they are tried.
 
 A literal, a size or a condition inside such a function is out of sight of the rules. Where the channels that
-it reads are doubled, it has to yield doubled channels: it is run on numbers, alone, before and after.
+it reads are copied, it has to yield the same copies: it is run on numbers, alone, before and after, with its
+training flag on and off. A trace tries it on doubled channels, to know whether to trace into it; every
+rewrite tries it on its own copies, which is the proof.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
+from morphir.analysis.arguments import is_wrapped
 from morphir.analysis.numbers import evaluate
 from morphir.ir.channels import ChannelSpace, Value
 from morphir.ir.graph import Graph
@@ -21,17 +24,8 @@ from morphir.ir.index_map import Copies
 from morphir.ir.quiet import failing_quietly, fixed_randomness
 from morphir.ir.values import leaves
 
-_LIBRARIES = frozenset(("torch", "morphir", "math", "operator", "_operator", "builtins"))
 _STEP = 0.6180339887498949
 """The golden ratio's fraction: its multiples, modulo 1, are spread evenly and never repeat."""
-
-
-def is_wrapped(node: fx.Node) -> bool:
-    """Whether a node calls a function of the user's that is kept whole."""
-    if node.op != "call_function" or isinstance(node.target, (str, type)):
-        return False
-    module: str = getattr(node.target, "__module__", None) or ""
-    return module.split(".", 1)[0] not in _LIBRARIES
 
 
 def not_alike(graph: Graph) -> dict[str, set[str]]:
@@ -56,16 +50,31 @@ def not_alike(graph: Graph) -> dict[str, set[str]]:
     return found
 
 
+def not_following(graph: Graph, copies: Copies) -> fx.Node | None:
+    """Returns the first call of a wrapped function that a rewrite would change; None where there is none.
+
+    Args:
+        graph: The graph, with its channel layer of before the rewrite.
+        copies: Space name to the number of copies of each of its groups.
+    """
+    tried: set[Any] = set()
+    for node in filter(is_wrapped, graph.graph.nodes):
+        call = _Call(graph, node)
+        changed = {name: copies[name] for name in call.spaces() if name in copies}
+        if changed and (key := call.key()) not in tried:
+            tried.add(key)
+            if not call.follows(changed):
+                return node
+    return None
+
+
 def _trials(spaces: Mapping[str, ChannelSpace]) -> Iterator[Copies]:
-    """Doubles every channel, which no mean tells; then every other one of the spaces that are exact."""
+    """Doubles every channel, which leaves means as they are; then some of those that are exact."""
     yield {name: [2] * space.width for name, space in spaces.items()}
-    exact = {
-        name: [2 - group % 2 for group in range(space.width)]
+    yield {
+        name: [2 if v.kind == "exact" and group % 4 < 2 else 1 for group, v in enumerate(space.verdicts)]
         for name, space in spaces.items()
-        if all(verdict.kind == "exact" for verdict in space.verdicts)
     }
-    if exact:
-        yield exact
 
 
 @dataclass(frozen=True)
@@ -94,9 +103,16 @@ class _Call:
 
     def follows(self, copies: Copies) -> bool:
         """Whether copies of what is read yield copies of what is yielded."""
+        flags = (False, True) if self._reads_flag() else (False,)
+        return all(self._follows(copies, training) for training in flags)
+
+    def _reads_flag(self) -> bool:
+        return any(_is_flag(source) for source in self.node.all_input_nodes)
+
+    def _follows(self, copies: Copies, training: bool) -> bool:
         try:
-            before = self._run({})
-            after = self._run(copies)
+            before = self._run({}, training)
+            after = self._run(copies, training)
         except Exception:
             # Whatever it raises, nothing is known about it.
             return False
@@ -109,8 +125,11 @@ class _Call:
             for left, right in zip(wanted, after, strict=True)
         )
 
-    def _run(self, copies: Copies) -> list[torch.Tensor]:
-        args, kwargs = map_arg((self.node.args, self.node.kwargs), lambda node: self._given(node, copies))
+    def _run(self, copies: Copies, training: bool) -> list[torch.Tensor]:
+        args, kwargs = map_arg(
+            (self.node.args, self.node.kwargs),
+            lambda node: training if _is_flag(node) else self._given(node, copies),
+        )
         function = cast("Callable[..., Any]", self.node.target)
         with torch.no_grad(), fixed_randomness(), failing_quietly():
             result = function(*cast("tuple[Any, ...]", args), **cast("dict[str, Any]", kwargs))
@@ -118,8 +137,6 @@ class _Call:
 
     def _given(self, node: fx.Node, copies: Copies) -> Any:
         """Returns numbers in the place of a value that the function reads."""
-        if node.op == "get_attr" and node.target == "training":
-            return False
         values = self.graph.channels.values
         found = [_copied(self._numbers(node, value), value, copies) for value in values[node.name]]
         if found:
@@ -141,6 +158,10 @@ class _Call:
         count = torch.tensor(value.shape).prod().item() if value.shape else 1
         spread = (torch.arange(int(count), dtype=torch.float64) * _STEP % 1 - 0.4).reshape(value.shape)
         return spread if value.dtype.is_floating_point else spread.to(value.dtype)
+
+
+def _is_flag(node: fx.Node) -> bool:
+    return node.op == "get_attr" and node.target == "training"
 
 
 def _copied(tensor: torch.Tensor, value: Value, copies: Copies) -> torch.Tensor:

@@ -74,13 +74,14 @@ class ExampleRun:
             raise found
         return found
 
-    def sharing(self, node: fx.Node) -> fx.Node | None:
-        """Returns another node, of those that have run, whose value shares its memory with this node's."""
+    def sharing(self, node: fx.Node, last: fx.Node) -> list[fx.Node]:
+        """Returns the other nodes, up to the last, whose values share their memory with this node's."""
+        if last not in self._values:
+            self._advance(last)
         memory = _memory(self.value(node))
-        others = (
+        return [
             other for other, value in self._values.items() if other is not node and memory & _memory(value)
-        )
-        return next(others, None)
+        ]
 
     def rewind(self, left: Collection[fx.Node], last: fx.Node | None) -> None:
         """Forgets the nodes that the program lost.

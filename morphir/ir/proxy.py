@@ -7,11 +7,12 @@ fx's own raise on each. What the answer is, and what holds later inputs to it, i
 from __future__ import annotations
 
 import dis
+import functools
 import operator
 import sys
 from abc import ABCMeta
 from collections.abc import Iterator
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Protocol, cast
 
 from torch import fx
@@ -62,6 +63,9 @@ class Proxy(fx.Proxy):
             asking = asking.f_back
         if asking is None or not is_user_file(asking.f_code.co_filename, standard_library=False):
             return type(self)
+        # torch's argument parser asks as well, and would read the memory of what says that it is a tensor.
+        if not _asks_for_type(asking.f_code, asking.f_lasti):
+            return type(self)
         return self._answers.type_of(self) or type(self)
 
     @property
@@ -98,6 +102,26 @@ class Proxy(fx.Proxy):
 
 class _Attribute(Proxy, fx_proxy.Attribute):
     """An attribute of a traced value."""
+
+
+@functools.cache
+def _asks_for_type(code: CodeType, at: int) -> bool:
+    """Whether the instruction at an offset is a call of ``isinstance``, or a pattern that matches a class."""
+    instructions = list(dis.get_instructions(code))
+    running = next((x for x in instructions if x.offset == at), None)
+    if running is None or running.positions is None:
+        return False
+    if running.opname == "MATCH_CLASS":
+        return True
+    start = running.positions.lineno, running.positions.col_offset
+    # A call begins where the name of what it calls does.
+    return None not in start and any(
+        x.argval == "isinstance"
+        and x.positions is not None
+        and (x.positions.lineno, x.positions.col_offset) == start
+        for x in instructions
+        if x.opname in {"LOAD_GLOBAL", "LOAD_NAME"}
+    )
 
 
 def _unpacked(frame: FrameType) -> int | None:

@@ -172,11 +172,21 @@ class Questions(fx.Tracer):
         """
         if not isinstance(self._value(obj), torch.Tensor):
             raise fx_proxy.TraceError("an item is assigned to something else than a tensor")
-        if (other := self.example.sharing(obj.node)) is not None:
+        if (other := next(iter(self.example.sharing(obj.node, obj.node)), None)) is not None:
             raise fx_proxy.TraceError(
                 f"an item is assigned to a tensor that shares its memory with {describe(other)}"
             )
         self.create_proxy("call_function", operator.setitem, (obj, index, value), {})
+
+    def stale_read(self, program: fx.Graph) -> tuple[fx.Node, fx.Node] | None:
+        """Returns an assignment, and a view of what it changes that was taken before and is read after it."""
+        assignments = [node for node in program.nodes if node.target is operator.setitem]
+        last = next(node for node in reversed(program.nodes) if node.op != "output")
+        for assignment in assignments:
+            for view in self.example.sharing(assignment.args[0], last):
+                if view < assignment and any(assignment < reader for reader in view.users):
+                    return assignment, view
+        return None
 
     def forget_erased(self, left: set[fx.Node]) -> None:
         """Forgets the guards that the program lost.

@@ -139,8 +139,9 @@ def _trace_both_modes(root: nn.Module, signature: Signature, findings: Findings)
     if _operations(current) == _operations(other):
         _read_training_flag(current, other, training)
         return current, True
-    if findings.opened:
-        findings.opened.clear()
+    differing = {node.meta.get("opened") for node in _first_differing(current, other)} & findings.opened
+    if differing:
+        findings.opened.difference_update(differing)
         return _trace_both_modes(root, signature, findings)
     warnings.warn(
         f"{type(root).__name__} runs other operators in training mode than in evaluation mode, from "
@@ -153,10 +154,14 @@ def _trace_both_modes(root: nn.Module, signature: Signature, findings: Findings)
 
 def _first_difference(current: fx.Graph, other: fx.Graph) -> str:
     """Names the user's line where two programs part."""
-    pairs = zip(current.nodes, other.nodes, strict=False)
-    node = next((a for a, b in pairs if _operation(a) != _operation(b)), None)
+    node = next(iter(_first_differing(current, other)), None)
     source = None if node is None else node.meta.get("source")
     return "the end" if node is None else f"%{node.name}" + (f" ({source})" if source else "")
+
+
+def _first_differing(current: fx.Graph, other: fx.Graph) -> tuple[fx.Node, ...]:
+    pairs = zip(current.nodes, other.nodes, strict=False)
+    return next(((a, b) for a, b in pairs if _operation(a) != _operation(b)), ())
 
 
 def _operations(program: fx.Graph) -> list[tuple[str, object]]:

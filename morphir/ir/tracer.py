@@ -7,7 +7,6 @@ is tried on its own. A function under ``torch.fx.wrap`` is kept whole unless the
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
@@ -15,9 +14,10 @@ import torch
 from torch import fx, nn
 from torch.fx import proxy as fx_proxy
 
-from morphir.errors import MorphirError
+from morphir.errors import MorphirError, TraceError
 from morphir.ir.example_run import ExampleRun, Unknown
 from morphir.ir.gradients import detach_ungraded, refused_custom_gradients
+from morphir.ir.guards import describe
 from morphir.ir.opaque import Failure, innermost_module, values_reason
 from morphir.ir.questions import Questions
 from morphir.ir.signature import Signature
@@ -28,6 +28,9 @@ _FACTORIES: tuple[Callable[..., Any], ...] = (
     *(torch.randperm, torch.arange, torch.linspace, torch.logspace, torch.eye, torch.tensor),
 )
 """Functions that take sizes and no tensor: fx cannot see their calls by the tensors that they get."""
+
+
+_OUT_OF_PLACE = "build the tensor with cat, stack or where in the place of writing into it"
 
 
 class StartAgain(Exception):
@@ -65,6 +68,7 @@ class Tracer(Questions):
         self.failures: dict[str, Failure] = {}
         self.constants: dict[str, SourceLocation | None] = {}
         self._returned: list[fx.Node] = []
+        self._inside: list[Callable[..., Any]] = []
         self._ungraded: list[fx.Node] = []
         self._detached: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._parameter_proxies: dict[str, fx.Proxy] = {}
@@ -78,6 +82,7 @@ class Tracer(Questions):
         self.example = ExampleRun(root, self.signature.values, call, self.opaque)
         with torch.enable_grad(), refused_custom_gradients():
             program = super().trace(root, concrete_args)
+        self._refuse_stale_reads(program)
         for node in program.nodes:
             if node.target in _FACTORIES or node in self._returned:
                 # fx would have the generated code wrap a name with a dot, which poisons every later trace.
@@ -85,6 +90,23 @@ class Tracer(Questions):
         detach_ungraded(program, self._ungraded, self._is_tensor)
         self.drop_unread_sizes(program)
         return program
+
+    def _refuse_stale_reads(self, program: fx.Graph) -> None:
+        """Keeps a module whole whose assignment another value sees.
+
+        Raises:
+            StartAgain: if there is one.
+            TraceError: if it is the model itself.
+        """
+        found = self.stale_read(program)
+        if found is None:
+            return
+        assignment, view = found
+        reason, path = f"{describe(view)} sees an assignment to an item", innermost_module(assignment)
+        if not path or path in self.opaque:
+            raise TraceError(reason, node=assignment.name, source=source_of(assignment), hint=_OUT_OF_PLACE)
+        self.failures[path] = Failure(reason, source_of(assignment))
+        raise StartAgain
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -106,6 +128,8 @@ class Tracer(Questions):
         node = super().create_node(*args, **kwargs)
         if node.op != "output":
             node.meta.setdefault("source", calling_user_line())
+        if self._inside:
+            node.meta["opened"] = self._inside[0]
         if not torch.is_grad_enabled():
             self._ungraded.append(node)
         return node
@@ -131,12 +155,18 @@ class Tracer(Questions):
     ) -> fx.Proxy | None:
         """Returns what a function's inside yields; None where it cannot be traced or is no one value."""
         stack, last = dict(self.module_stack), next(iter(reversed(self.graph.nodes)), None)
-        with suppress(Exception):
+        self._inside.append(function)
+        try:
             result = function(*args, **kwargs)
-            if isinstance(result, fx.Proxy):
-                # fx marks it as the call of a wrapped function.
-                self._returned.append(result.node)
-                return result
+        except Exception:
+            # It stays whole, as its author asked; the analysis freezes what it reads.
+            result = None
+        finally:
+            self._inside.pop()
+        if isinstance(result, fx.Proxy):
+            # fx marks it as the call of a wrapped function.
+            self._returned.append(result.node)
+            return result
         self.opened.discard(function)
         self._roll_back(stack, last)
         return None

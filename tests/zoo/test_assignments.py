@@ -204,3 +204,20 @@ def test_wrapped_functions_that_stay_whole(prove: Prove) -> None:
         tail=conv(5, 2),
     )
     assert {noisy, first_two_doubled_in_place} <= {node.target for node in graph.graph.nodes}
+
+
+class ReadsBefore(nn.Module):
+    """Reads a view of what it assigns to, before and after."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x * 2
+        flat = h.view(h.shape[0], -1)
+        h[:, :, 0] = 0.5
+        return flat.view(h.shape)
+
+
+def test_a_view_that_sees_an_assignment() -> None:
+    model = nn.Sequential(conv(3, 4), ReadsBefore(), conv(4, 2))
+    with pytest.warns(MorphirWarning, match=r"ReadsBefore at '1' .* sees an assignment"):
+        graph = trace(model, torch.randn(2, 3, 8, 8))
+    assert {verdict.code for verdict in graph.spaces["0"].verdicts} == {"opaque-module"}

@@ -5,8 +5,7 @@ Every term is a quadratic form per sample s, so its gradient needs no rule of it
     delta_L = 1/S sum_s [ q_s + c_s q_s^2 + d q~_s^2 ]
 
 with ``q = u . g``, g the gradient of the sample's loss, and ``q~ = u . g~``, g~ the gradient of the negative
-log-likelihood of a label drawn from the model's own softmax (the sampled Fisher). With a temperature above 1
-the probabilities are the softened softmax's: a sample that the model is sure of has curvature too.
+log-likelihood of a label drawn from the model's own softmax (the sampled Fisher).
 """
 
 from __future__ import annotations
@@ -52,13 +51,11 @@ class Curvature:
         own: c, the factor of q^2: a number, a scalar or ``[S, 1]``; None where the term has no q^2.
         sampled: d, the factor of q~^2; 0 where no label is drawn.
         per_sample: Whether ``own`` needs the loss of each sample.
-        temperature: By which the logits are divided before a label is drawn.
     """
 
     own: Coefficient | None
     sampled: float = 0.0
     per_sample: bool = False
-    temperature: float = 1.0
 
     def estimate(self, q: torch.Tensor, sampled_q: torch.Tensor | None, losses: BatchLosses) -> torch.Tensor:
         """Returns each sample's estimated loss change, ``[S, groups]``."""
@@ -105,9 +102,6 @@ CURVATURES: dict[str, Curvature] = {
     "mixed": Curvature(_half_batch, sampled=0.25),
     "empirical-fisher": Curvature(_one_half),
     "sample": Curvature(_sample, per_sample=True),
-    "tempered": Curvature(None, sampled=0.5, temperature=2.0),
-    "tempered4": Curvature(None, sampled=0.5, temperature=4.0),
-    "mixed-tempered": Curvature(_half_batch, sampled=0.25, temperature=2.0),
 }
 
 
@@ -125,7 +119,7 @@ def curvature(name: str) -> Curvature:
 
 
 def sampled_logit_gradient(
-    outputs: object, targets: object, generator: torch.Generator | None, temperature: float = 1.0
+    outputs: object, targets: object, generator: torch.Generator | None
 ) -> torch.Tensor:
     """Draws labels from the model's softmax, and returns the gradient of -log p(label) by the logits.
 
@@ -133,7 +127,6 @@ def sampled_logit_gradient(
         outputs: The model's outputs; must be logits ``[S, K]``.
         targets: The batch's targets; must be integer labels ``[S]``.
         generator: Source of the draw, on the logits' device.
-        temperature: By which the logits are divided.
 
     Raises:
         MorphirError: if this is not a classifier with one integer label a sample.
@@ -152,7 +145,7 @@ def sampled_logit_gradient(
             hint='use curvature "batch" for any other kind of output or loss',
         )
     logits = outputs.detach().float() if outputs.dtype in _HALF else outputs.detach()
-    probabilities = functional.softmax(logits / temperature, dim=1)
+    probabilities = functional.softmax(logits, dim=1)
     # The largest p / Exponential(1) is a draw from p; torch.multinomial would wait for the device.
     noise = torch.empty_like(probabilities).exponential_(generator=generator)
     labels = (probabilities / noise).argmax(dim=1, keepdim=True)

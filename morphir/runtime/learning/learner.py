@@ -107,8 +107,6 @@ class Learner:
         self.loss = loss
         self.learn_curvature: Curvature = curvature(learn_curvature)
         self.score_curvature: Curvature = curvature(score_curvature)
-        if self.learn_curvature.sampled and self.score_curvature.sampled:
-            _check_one_softmax(self.learn_curvature, self.score_curvature)
         self.ema = ema
         self.lowered: Lowered = lower(graph, spaces)
         self.refused: Mapping[str, Remark] = self.lowered.refused
@@ -149,7 +147,7 @@ class Learner:
         with frozen(self.graph), torch.no_grad():
             forward = run_forward(self.lowered, values, targets, self.loss, sample=self._samples_labels)
             self._check_losses(forward.run)
-            run_backward(forward, self.lowered, targets, self._generator, work, self._temperature)
+            run_backward(forward, self.lowered, targets, self._generator, work)
             if self._adam is not None:
                 cast("Any", self._adam).step()
                 self._adam.zero_grad(set_to_none=True)
@@ -235,11 +233,6 @@ class Learner:
     @property
     def _samples_labels(self) -> bool:
         return bool(self.learn_curvature.sampled or self.score_curvature.sampled)
-
-    @property
-    def _temperature(self) -> float:
-        sampled = self.learn_curvature if self.learn_curvature.sampled else self.score_curvature
-        return sampled.temperature
 
     def _check_losses(self, run: Pass) -> None:
         if run.losses.samples is None and (
@@ -337,14 +330,6 @@ def frozen(graph: nn.Module) -> Generator[None]:
             module.training = True
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-def _check_one_softmax(learn: Curvature, score: Curvature) -> None:
-    if learn.temperature != score.temperature:
-        raise MorphirError(
-            "learning and scoring draw one label a sample, and would need two temperatures",
-            hint="learn and score with the same curvature, or score with one that draws none",
-        )
 
 
 def _identities(graph: Graph) -> tuple[int, list[torch.Tensor]]:

@@ -19,6 +19,7 @@ from morphir.ir.codes import CODES
 from morphir.ir.graph import Graph
 from morphir.ir.remarks import Remark
 from morphir.ir.state import named_state
+from morphir.runtime.learning.faithful import check_copy
 from morphir.runtime.learning.folded_norm import FoldedNorm
 from morphir.runtime.learning.group_index import GroupIndex
 from morphir.runtime.learning.linearity import is_linear
@@ -154,8 +155,12 @@ def lower(graph: Graph, spaces: Collection[str] | None = None) -> Lowered:
     Args:
         graph: An analysed graph.
         spaces: Names of the spaces to lower; all where None.
+
+    Raises:
+        MorphirError: if the program writes in place what other values share.
     """
     work = working_copy(graph)
+    check_copy(graph, work)
     simplify(work)
     wanted = [space for space in graph.spaces.values() if spaces is None or space.name in spaces]
     live = [s for s in wanted if s.consumers and any(v.kind != "frozen" for v in s.verdicts)]

@@ -93,7 +93,6 @@ def run_backward(
     targets: Any,
     generator: torch.Generator | None,
     work: Callable[[SpaceProgram, Pass], None],
-    temperature: float = 1.0,
 ) -> None:
     """Computes the taps' gradients, and calls ``work`` for each space as soon as its own are there.
 
@@ -103,7 +102,6 @@ def run_backward(
         targets: The batch's targets.
         generator: Draws the sampled labels.
         work: What to do with a space; must not change the gradients that it finds in the pass.
-        temperature: Of the softmax that the labels are drawn from.
     """
     run, loss = forward.run, forward.loss
     whole = torch.full_like(loss, 1 if loss.dim() else run.samples)
@@ -111,7 +109,7 @@ def run_backward(
     if run.sampled is None:
         _stream(loss, whole, forward.taps, run.gradients, arrivals)
     else:
-        logit_gradient = sampled_logit_gradient(forward.outputs, targets, generator, temperature)
+        logit_gradient = sampled_logit_gradient(forward.outputs, targets, generator)
         slots, taps = list(forward.taps), list(forward.taps.values())
         found = cast(
             "Sequence[torch.Tensor | None]",

@@ -110,14 +110,29 @@ def _undo_in_place(work: WorkingCopy) -> None:
             node.update_kwarg("inplace", False)
             _follow_writes(work, node)
         elif (pure := _pure_form(node)) is not None:
+            node.op = "call_method" if isinstance(pure, str) else "call_function"
             node.target = pure
             _follow_writes(work, node)
+
+
+def _copied(tensor: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    del non_blocking
+    return source.to(tensor.dtype).expand_as(tensor)
+
+
+_PURE_METHODS: dict[str, Callable[..., Any]] = {
+    "copy_": _copied,
+    "zero_": torch.zeros_like,
+    "fill_": torch.full_like,
+}
 
 
 def _pure_form(node: fx.Node) -> str | Callable[..., Any] | None:
     """Returns the out-of-place form of ``add_`` and the like."""
     if node.op == "call_method":
         name = str(node.target)
+        if name in _PURE_METHODS:
+            return _PURE_METHODS[name]
         pure = name.removesuffix("_")
         return (
             pure if name.endswith("_") and not name.endswith("__") and hasattr(torch.Tensor, pure) else None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphir.analysis.tracing import trace
+from morphir.errors import MorphirError
 from morphir.runtime.learning.learner import Learner
 
 cross_entropy = partial(F.cross_entropy, reduction="none")
@@ -85,3 +86,43 @@ def test_in_place_methods_learn_as_their_out_of_place_forms_do() -> None:
     for one, other in zip(*states, strict=True):
         assert one[:2] == other[:2]
         assert one[2] == pytest.approx(other[2], rel=1e-9)
+
+
+def through_a_view(h: Tensor) -> Tensor:
+    h[:, :, 0].mul_(2)
+    return h
+
+
+def through_a_chunk(h: Tensor) -> Tensor:
+    first, _ = h.chunk(2, 1)
+    first.mul_(3)
+    return h
+
+
+def through_an_alias(h: Tensor) -> Tensor:
+    h.view(h.shape).mul_(3)
+    return h
+
+
+def into_out(h: Tensor) -> Tensor:
+    torch.mul(h, 2, out=h)
+    return h
+
+
+class Written(OutOfPlace):
+    def __init__(self, write: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.write = write
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mid(self.write(self.stem(x).tanh())).tanh().mean((2, 3)))
+
+
+@pytest.mark.parametrize("write", [through_a_view, through_a_chunk, through_an_alias, into_out])
+def test_writes_that_other_values_see_are_refused(write: Callable[[Tensor], Tensor]) -> None:
+    graph = trace(Written(write).eval(), torch.randn(2, 3, 8, 8))
+    with pytest.raises(MorphirError, match="cannot follow") as caught:
+        Learner(graph, cross_entropy)
+    line = write.__code__.co_firstlineno + (2 if write is through_a_chunk else 1)
+    assert caught.value.node is not None
+    assert f"test_assignments.py:{line}" in str(caught.value)

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from exporters.source.text import morphir_version
-from morphir.cli import export, grow, inspection, verify
+from morphir.cli import export, grow, inspection, report, verify
 from morphir.cli.instruments import inspectable
 from morphir.errors import MorphirError
 
@@ -51,6 +51,7 @@ app = typer.Typer(
 app.command("grow")(inspectable(grow.command))
 app.command("inspect")(inspection.command)
 app.command("export")(export.command)
+app.command("report")(report.command)
 app.command("verify")(inspectable(verify.command))
 
 

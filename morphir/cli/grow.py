@@ -24,8 +24,8 @@ from morphir.data import eval_loader, train_loader
 from morphir.data.dataset import Dataset
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
-from morphir.runtime.growing.config import GrowthConfig
 from morphir.report import REPORT_FILE, write_report
+from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.events import Event, PhaseEnded, RunEnded, RunStarted
 from morphir.runtime.growing.growth import GrowthResult, grow
 from morphir.runtime.growing.validation import resolve_device

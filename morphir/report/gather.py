@@ -1,7 +1,7 @@
 """From a run directory to the report's data: plain JSON, small enough to be put into one HTML file.
 
-Position p of the report is phase p + 1: the network that the phase trained, and what happened to it at the phase's
-end; the last position is the network as it is now. Strings are numbers into one table.
+Position p of the report is phase p + 1: the network that the phase trained, and what happened to it at the
+phase's end; the last position is the network as it is now. Strings are numbers into one table.
 """
 
 from __future__ import annotations

@@ -146,7 +146,8 @@ class EpochEnded:
 class GraphRewritten:
     """The morphisms of a phase were applied to ``graph``; ``result`` is None where none paid.
 
-    Theta was scaled by the factor of the best of ``trials``. ``scores`` are the learner's, of every candidate.
+    Theta was scaled by the factor of the best of ``trials``. ``scores`` are the learner's, of every
+    candidate.
     """
 
     graph: Graph

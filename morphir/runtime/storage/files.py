@@ -11,7 +11,6 @@ from pydantic import BaseModel, ValidationError
 
 from morphir.errors import MorphirError
 
-
 _Model = TypeVar("_Model", bound=BaseModel)
 
 

@@ -1,6 +1,6 @@
 """``program.json``: the traced program's wiring, and every space's locality; rewrites change neither.
 
-What rewrites do change, types and widths, is in ``ir/phase-NN.txt``, whose names of nodes and spaces these are.
+What rewrites do change, types and widths, is in ``ir/phase-NN.txt``; names of nodes and spaces are the same.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class NodeRecord(_Record):
         block: Path of the innermost module that holds it; the model itself is ``""``.
         inputs: Names of the nodes that it reads.
         spaces: Names of the spaces whose channels it carries.
-        source: The user's line, as ``net.py:12``.
+        source: The user's line that made it, as ``net.py:12``; None for inputs.
         code: The text of that line; empty where the file is not at hand.
     """
 
@@ -107,7 +107,7 @@ def read_program(directory: Path) -> Program:
 
 
 def _node(graph: Graph, node: fx.Node) -> NodeRecord:
-    source = source_of(node)
+    source = None if node.op == "placeholder" else source_of(node)
     return NodeRecord(
         name=node.name,
         block=_block(node),

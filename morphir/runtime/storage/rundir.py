@@ -12,8 +12,8 @@ from safetensors import torch as safetensors_torch
 
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
-from morphir.ir.printer import print_graph
 from morphir.ir.index_map import Rewrite
+from morphir.ir.printer import print_graph
 from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
 from morphir.runtime.growing.config import GrowthConfig

@@ -1,7 +1,7 @@
 // All remarks of the run, searchable: every word has to be in the code, the space, the node or the text.
 
 const REMARK = { kind: 0, code: 1, message: 2, space: 3, node: 4, source: 5, suggestion: 6, index: 7 };
-const PAGE = 100;
+const PAGE = 30;
 const allRemarks = run.positions.flatMap(({ remarks = [] }, position) => remarks.map((row) => ({ row, position })));
 let shownRemarks = PAGE;
 

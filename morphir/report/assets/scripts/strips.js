@@ -5,7 +5,7 @@
 const UNITS = { parameters: [1e3, "1,000 parameters"], macs: [1e6, "million MACs"] };
 const KINDS = ["split", "prune"];
 const FAINTEST = 0.3;
-const DENSE = 96;
+const CELL = { least: 7, most: 40, gap: 2 };
 
 const entry = (column, at) => (Array.isArray(column) ? column[at] : column);
 
@@ -130,7 +130,8 @@ function stripRow(number) {
     },
   });
   cells.dataset.cells = number;
-  return [spaceButton(number, { class: "link name" }), cells, make("span", { class: "width" })];
+  return make("div", { class: "strip" },
+    spaceButton(number, { class: "link name" }), cells, make("span", { class: "width" }));
 }
 
 function drawLegend(scale) {
@@ -154,7 +155,6 @@ function drawStrips() {
   drawLegend(scale);
   for (const cells of document.querySelectorAll("[data-cells]")) {
     const number = Number(cells.dataset.cells);
-    cells.classList.toggle("dense", rows[number].length > DENSE);
     cells.replaceChildren(...rows[number].map((group) => cellOf(group, scale)));
     cells.setAttribute("aria-label", stripLabel(number, rows[number]));
     delete cells.dataset.current;
@@ -162,8 +162,17 @@ function drawStrips() {
   }
 }
 
+/** One size of cells for the whole run, so that the widest strip fits on a line where it can. */
+function sizeCells() {
+  const widest = Math.max(...run.positions.flatMap(({ widths }) => widths));
+  const room = document.querySelector(".cells").clientWidth / widest - CELL.gap;
+  const size = Math.max(CELL.least, Math.min(CELL.most, Math.floor(room)));
+  byId("strips").style.setProperty("--size", `${size}px`);
+}
+
 function setUpStrips() {
-  byId("strips").append(...spaces.flatMap((_, number) => stripRow(number)));
+  byId("strips").append(...spaces.map((_, number) => stripRow(number)));
   for (const id of ["shown", "cost"]) byId(id).addEventListener("change", (event) => choose({ [id]: event.target.value }));
   follow(["position", "shown", "cost"], drawStrips);
+  new ResizeObserver(sizeCells).observe(byId("strips"));
 }

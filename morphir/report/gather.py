@@ -59,9 +59,15 @@ def _title(run: RunFiles) -> dict[str, str]:
     width = f", width {model['width']}" if model.get("width") else ""
     return {
         "run": run.path.resolve().name,
-        "model": f"{model['model']}{width}" if "model" in model else "",
-        "data": str(data.get("data", "")),
+        "model": f"{Path(model['model']).name}{width}" if "model" in model else "",
+        "data": _without_folders(str(data.get("data", ""))),
     }
+
+
+def _without_folders(data: str) -> str:
+    """``imagefolder:photos`` for ``imagefolder:/home/me/photos``."""
+    name, separator, folder = data.partition(":")
+    return f"{name}{separator}{Path(folder).name}"
 
 
 def _phase(phase: PhaseRecord) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def test_grow_leaves_what_report_makes_again(invoke: Invoke, finished_run: Path,
     assert result.exit_code == 0, result.output
     assert result.stdout == f"wrote {out}\n"
     assert out.read_text() == (finished_run / "report.html").read_text()
-    assert "net.py:build, width 6 digits - MorphIR</title>" in out.read_text()
+    assert "<title>net.py:build, width 6 digits - MorphIR</title>" in out.read_text()
 
 
 def test_the_run_directory_is_enough(invoke: Invoke, finished_run: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One small finished run with splits and prunes in it, whose source has a line that no page may take as HTML."""
+"""One small finished run with splits and prunes in it; a line of its source must not be taken for HTML."""
 
 from __future__ import annotations
 

@@ -150,8 +150,11 @@ function drawLegend(scale) {
     ]));
 }
 
+const HINT = byId("channel").textContent;
+
 function drawStrips() {
   const { rows, scale } = stripData();
+  byId("channel").textContent = HINT;
   drawLegend(scale);
   for (const cells of document.querySelectorAll("[data-cells]")) {
     const number = Number(cells.dataset.cells);

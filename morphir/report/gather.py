@@ -14,13 +14,13 @@ from typing import Any
 
 from morphir.ir.index_map import Rewrite
 from morphir.report.run_files import RunFiles, read_run_files
-from morphir.report.strings import StringTable
+from morphir.report.tables import Table
 from morphir.runtime.growing.events import PhaseRecord
 from morphir.runtime.storage.program import Program
 from morphir.runtime.storage.scores import MorphismScores
 
 _EPOCH_COLUMNS = ("epoch", "stage", "phase", "loss", "test_loss", "test_error", "seconds")
-_REMARK_TEXTS = ("kind", "code", "message", "space", "node", "source", "suggestion")
+_SITE_TEXTS = ("kind", "code", "space", "node", "source", "suggestion")
 _CONTEXT = 2
 """Unchanged lines around every change of a diff."""
 
@@ -32,15 +32,15 @@ def gather(path: Path) -> dict[str, Any]:
         path: A run directory, finished or not.
 
     Returns:
-        ``title``, ``epochs`` and ``planned_epochs``, ``phases``, ``positions``, ``program``, and the table
-        ``strings`` that numbers in ``positions`` and ``program`` point to.
+        ``title``, ``epochs`` and ``planned_epochs``, ``phases``, ``positions``, ``program``, and two tables
+        that numbers point to: ``strings``, and ``sites``, what all remarks of one code on one space share.
 
     Raises:
         MorphirError: as :func:`~morphir.report.run_files.read_run_files`.
     """
-    run, strings = read_run_files(path), StringTable()
+    run, strings, sites = read_run_files(path), Table[str](), Table[tuple[int, ...]]()
     rewrites = {rewrite.number: rewrite for rewrite in run.rewrites}
-    positions = [_grown(run, phase, rewrites, strings) for phase in run.grown]
+    positions = [_grown(run, phase, rewrites, strings, sites) for phase in run.grown]
     positions.append({"ir": _numbers(run.ir(len(run.grown)), strings), "widths": _widths_now(run)})
     return {
         "title": _title(run),
@@ -49,7 +49,8 @@ def gather(path: Path) -> dict[str, Any]:
         "phases": [_phase(phase) for phase in run.phases],
         "positions": positions,
         "program": _program(run.program, strings),
-        "strings": strings.to_json(),
+        "strings": strings.rows(),
+        "sites": sites.rows(),
     }
 
 
@@ -93,7 +94,11 @@ def _width(line: str, space: str) -> int:
 
 
 def _grown(
-    run: RunFiles, phase: PhaseRecord, rewrites: Mapping[int, Rewrite], strings: StringTable
+    run: RunFiles,
+    phase: PhaseRecord,
+    rewrites: Mapping[int, Rewrite],
+    strings: Table[str],
+    sites: Table[tuple[int, ...]],
 ) -> dict[str, Any]:
     """One phase: its network, the estimates, what was rewritten, and what was said about it."""
     scores, before, after = run.scores(phase.phase), run.ir(phase.phase - 1), run.ir(phase.phase)
@@ -107,7 +112,7 @@ def _grown(
             for space, kinds in scores.spaces.items()
         },
         "rewrites": [_rewrite(rewrites[number]) for number in scores.rewrites],
-        "remarks": _remarks(run.remarks(phase.phase), strings),
+        "remarks": _remarks(run.remarks(phase.phase), strings, sites),
     }
 
 
@@ -136,16 +141,18 @@ def _rewrite(rewrite: Rewrite) -> dict[str, Any]:
     }
 
 
-def _remarks(remarks: Iterable[Mapping[str, Any]], strings: StringTable) -> list[list[int]]:
-    """Rows of the remark's texts, as numbers of strings, and the group's index; -1 is nothing."""
+def _remarks(
+    remarks: Iterable[Mapping[str, Any]], strings: Table[str], sites: Table[tuple[int, ...]]
+) -> list[list[int]]:
+    """Rows of the remark's site, its message and the group's index; -1 is nothing."""
     return [
-        [*(strings.number(remark[name]) for name in _REMARK_TEXTS), _or_nothing(remark["index"])]
+        [
+            sites.number(tuple(strings.number(remark[name]) for name in _SITE_TEXTS)),
+            strings.number(remark["message"]),
+            -1 if remark["index"] is None else remark["index"],
+        ]
         for remark in remarks
     ]
-
-
-def _or_nothing(index: int | None) -> int:
-    return -1 if index is None else index
 
 
 def _diff(before: Sequence[str], after: Sequence[str], phase: int) -> list[str]:
@@ -153,11 +160,11 @@ def _diff(before: Sequence[str], after: Sequence[str], phase: int) -> list[str]:
     return list(difflib.unified_diff(before, after, *names, n=_CONTEXT, lineterm=""))
 
 
-def _numbers(lines: Iterable[str], strings: StringTable) -> list[int]:
+def _numbers(lines: Iterable[str], strings: Table[str]) -> list[int]:
     return [strings.number(line) for line in lines]
 
 
-def _program(program: Program, strings: StringTable) -> dict[str, Any]:
+def _program(program: Program, strings: Table[str]) -> dict[str, Any]:
     """The program with nodes by their position; positions of nodes stand for their names everywhere."""
     at = {node.name: position for position, node in enumerate(program.nodes)}
     spaces = {name: position for position, name in enumerate(program.spaces)}

@@ -93,17 +93,17 @@ def test_applied_scores_are_the_applied_remarks_and_the_rewrites(
 
 
 def test_every_remark_comes_back_whole(data: dict[str, Any], run_path: Path) -> None:
-    names = ("kind", "code", "message", "space", "node", "source", "suggestion")
+    names = ("kind", "code", "space", "node", "source", "suggestion", "message")
     for phase, position in enumerate(data["positions"][:-1], 1):
         shown = [
             {
                 **{
                     name: None if at < 0 else data["strings"][at]
-                    for name, at in zip(names, row, strict=False)
+                    for name, at in zip(names, (*data["sites"][site], message), strict=True)
                 },
-                "index": None if row[-1] < 0 else row[-1],
+                "index": None if index < 0 else index,
             }
-            for row in position["remarks"]
+            for site, message, index in position["remarks"]
         ]
         assert shown == read(run_path / "remarks" / f"phase-{phase:02d}.json")
 

@@ -1,15 +1,14 @@
 // All remarks of the run, searchable: every word has to be in the code, the space, the node or the text.
 
-const REMARK = { kind: 0, code: 1, message: 2, space: 3, node: 4, source: 5, suggestion: 6, index: 7 };
+const SITE = { kind: 0, code: 1, space: 2, node: 3, source: 4, suggestion: 5 };
 const PAGE = 30;
-const allRemarks = run.positions.flatMap(({ remarks = [] }, position) => remarks.map((row) => ({ row, position })));
+const allRemarks = run.positions.flatMap(({ remarks = [] }, position) => remarks.map(([site, message, index]) => ({ site, message, index, position })));
 let shownRemarks = PAGE;
 
-const partOf = ({ row }, name) => textOf(row[REMARK[name]]);
+const partOf = ({ site, message }, name) => textOf(name === "message" ? message : run.sites[site][SITE[name]]);
 
 function siteOf(remark) {
-  const index = remark.row[REMARK.index];
-  return partOf(remark, "space") + (index < 0 ? "" : `[${index}]`);
+  return partOf(remark, "space") + (remark.index < 0 ? "" : `[${remark.index}]`);
 }
 
 /** What is searched, made when it is first needed. */

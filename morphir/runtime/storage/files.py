@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -38,7 +39,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         write_bytes(temporary, data)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the parent is a file, nothing can be there
+            temporary.unlink()
         raise cannot_write(path, error) from error
 
 

@@ -4,7 +4,7 @@ function drawHeading() {
   const { model, data, run: name } = run.title;
   byId("title").textContent = model ? `${model} on ${data}` : name;
   const done = run.epochs.epoch.length;
-  const progress = done === run.planned_epochs ? `finished, ${count(done, "epoch")}` : `${done} of ${count(run.planned_epochs, "epoch")} so far`;
+  const progress = done === run.planned_epochs ? `finished, ${count(done, "epoch")}` : `${whole.format(done)} of ${count(run.planned_epochs, "epoch")} so far`;
   byId("subtitle").textContent = `Run ${name}; ${progress}. Made by MorphIR.`;
   byId("tiles").append(...tiles().flatMap(([term, before, after]) => make("div", {}, make("dt", {}, term),
     make("dd", {}, make("small", {}, `${before} \u2192 `), after))));

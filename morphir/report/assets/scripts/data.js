@@ -9,7 +9,7 @@ const lastPosition = run.positions.length - 1;
 const state = { position: 0, space: null, node: null, cost: "parameters", shown: "applied" };
 const views = [];
 
-/** Calls `draw(changed)` now and after every change to one of the keys. */
+/** Calls `draw` once at the start, and after every change to one of the keys. */
 function follow(keys, draw) {
   views.push({ keys, draw });
 }

@@ -24,8 +24,9 @@ from morphir.data import eval_loader, train_loader
 from morphir.data.dataset import Dataset
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
+from morphir.report import REPORT_FILE, write_report
 from morphir.runtime.growing.config import GrowthConfig
-from morphir.runtime.growing.events import Event, RunStarted
+from morphir.runtime.growing.events import Event, PhaseEnded, RunEnded, RunStarted
 from morphir.runtime.growing.growth import GrowthResult, grow
 from morphir.runtime.growing.validation import resolve_device
 from morphir.runtime.storage.rundir import read_config
@@ -187,6 +188,7 @@ def _run(plan: _Plan, *, quiet: bool, export: bool) -> None:
     files = list(_export(graph, plan.out)) if export else []
     if not quiet:
         _print_summary(result, time.perf_counter() - start)
+        typer.echo(f"wrote {plan.out / REPORT_FILE}")
         for file in files:
             typer.echo(f"wrote {file}, verified")
 
@@ -198,13 +200,17 @@ def _grow(plan: _Plan, graph: Graph, *, quiet: bool) -> GrowthResult:
         if isinstance(event, RunStarted):
             plan.spec.write(plan.out)
 
+    def report(event: Event) -> None:
+        if isinstance(event, PhaseEnded | RunEnded):
+            write_report(plan.out)
+
     return grow(
         graph,
         train_loader(plan.dataset, config.batch_size, seed=config.seed, device=device),
         partial(functional.cross_entropy, reduction="none"),
         config=config,
         eval_data=eval_loader(plan.dataset, device=device),
-        callbacks=(note_origin,),
+        callbacks=(note_origin, report),
         out=plan.out,
         resume=plan.resume,
         initialise=initialise if plan.spec.model.model in SEEDS else None,

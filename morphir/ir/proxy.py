@@ -105,9 +105,9 @@ class _Attribute(Proxy, fx_proxy.Attribute):
 
 
 @functools.cache
-def _asks_for_type(code: CodeType, at: int) -> bool:
+def _asks_for_type(function: CodeType, at: int) -> bool:
     """Whether the instruction at an offset is a call of ``isinstance``, or a pattern that matches a class."""
-    instructions = list(dis.get_instructions(code))
+    instructions = list(dis.get_instructions(function))
     running = next((x for x in instructions if x.offset == at), None)
     if running is None or running.positions is None:
         return False

@@ -162,12 +162,15 @@ def _close_epoch(job: Job, state: RunState, slot: Slot, start: float) -> None:
 def _rewrite(job: Job, state: RunState, slot: Slot) -> GraphRewritten:
     """Applies what the learner found."""
     assert state.learner is not None
+    earlier = len(job.graph.history)
     event = rewrite_graph(job, state.learner, state.optimizer, slot.phase)
     state.learner = None
     if job.directory is not None:
         job.directory.write_ir(job.graph, slot.phase)
         job.directory.write_rewrites(job.graph)
         job.directory.write_remarks(event.remarks, slot.phase)
+        applied, made = event.selection.morphisms, job.graph.history[earlier:]
+        job.directory.write_scores(slot.phase, event.scores, applied, job.config.prices, made)
     job.emit(event)
     return event
 

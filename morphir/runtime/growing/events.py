@@ -23,6 +23,7 @@ from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.line_search import Trial
 from morphir.runtime.growing.schedule import Slot, Stage
 from morphir.runtime.growing.selection import Selection
+from morphir.runtime.learning.learner import Score
 from passes.transform import TransformResult
 
 
@@ -145,7 +146,8 @@ class EpochEnded:
 class GraphRewritten:
     """The morphisms of a phase were applied to ``graph``; ``result`` is None where none paid.
 
-    Theta was scaled by the factor of the best of ``trials``.
+    Theta was scaled by the factor of the best of ``trials``. ``scores`` are the learner's, of every
+    candidate.
     """
 
     graph: Graph
@@ -154,6 +156,7 @@ class GraphRewritten:
     result: TransformResult | None
     trials: tuple[Trial, ...]
     remarks: tuple[Remark, ...]
+    scores: tuple[Score, ...]
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ from passes.transform import transform
 
 def rewrite_graph(job: Job, learner: Learner, optimizer: optim.Optimizer, phase: int) -> GraphRewritten:
     """Selects morphisms, applies them to graph and optimizer, and re-expresses batch norm on data."""
-    graph = job.graph
+    graph, scores = job.graph, learner.scores()
     selection = select(
-        learner.scores(),
+        scores,
         widths(graph),
         SelectionRules.of(job.config),
         least={name: space.least for name, space in graph.spaces.items()},
@@ -41,11 +41,12 @@ def rewrite_graph(job: Job, learner: Learner, optimizer: optim.Optimizer, phase:
     selection = leave_out_refused(graph, selection)
     selection = replace(selection, remarks=(*learner.refused.values(), *selection.remarks))
     if not selection.taken:
-        return GraphRewritten(graph, phase, selection, None, (), selection.remarks)
+        return GraphRewritten(graph, phase, selection, None, (), selection.remarks, tuple(scores))
     trials = _try_factors(job, selection.morphisms)
     result = transform(graph, scaled(selection.morphisms, best(trials)), optimizer)
     remarks = result.remarks + _reexpress(job, result.index_maps, optimizer)
-    return GraphRewritten(graph, phase, selection, result, trials, (*remarks, *selection.remarks))
+    remarks = (*remarks, *selection.remarks)
+    return GraphRewritten(graph, phase, selection, result, trials, remarks, tuple(scores))
 
 
 def _try_factors(job: Job, morphisms: Sequence[Morphism]) -> tuple[Trial, ...]:

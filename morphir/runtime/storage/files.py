@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from morphir.errors import MorphirError
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class StorageError(MorphirError):
@@ -34,7 +39,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         write_bytes(temporary, data)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the parent is a file, nothing can be there
+            temporary.unlink()
         raise cannot_write(path, error) from error
 
 
@@ -61,6 +67,11 @@ def to_json(data: Any) -> bytes:
     return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
 
 
+def to_compact_json(data: Any) -> bytes:
+    """Returns JSON without white space, for long columns of numbers."""
+    return (json.dumps(data, separators=(",", ":"), allow_nan=False) + "\n").encode()
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
@@ -71,3 +82,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise StorageError(f"cannot read {path}: {error}") from error
+
+
+def read_validated(path: Path, model: type[_Model]) -> _Model:
+    """Reads a JSON file into a pydantic model.
+
+    Raises:
+        StorageError: if it is not there, is not JSON, or does not hold what it should.
+    """
+    try:
+        return model.model_validate(read_json(path))
+    except ValidationError as error:
+        raise StorageError(f"{path} is damaged: {error}") from error

@@ -49,6 +49,10 @@ class MetricsFile:
 
 
 def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """Reads the lines of a metrics file, all or of one kind (``"epoch"``, ``"phase"``)."""
-    lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
+    """Reads the lines of a metrics file, all or of one kind (``"epoch"``, ``"phase"``).
+
+    A last line that a running process has not finished yet is left out.
+    """
+    whole = path.read_text().rpartition("\n")[0]
+    lines: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
     return [line for line in lines if kind is None or line["kind"] == kind]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,15 @@ from safetensors import torch as safetensors_torch
 
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
+from morphir.ir.index_map import Rewrite
 from morphir.ir.printer import print_graph
 from morphir.ir.remarks import Remark
+from morphir.morphisms.base import Morphism
 from morphir.runtime.growing.config import GrowthConfig
+from morphir.runtime.learning.learner import Score
 from morphir.runtime.storage.files import read_json, to_json, write_atomic
+from morphir.runtime.storage.program import Program
+from morphir.runtime.storage.scores import PhaseScores
 from morphir.runtime.storage.widths import plot_widths
 
 
@@ -45,6 +50,7 @@ class RunDirectory:
             )
         data = {"config": config.model_dump(mode="json"), "network": fingerprint(graph)}
         write_atomic(self.config, to_json(data))
+        Program.of(graph).write(self.path)
         self.write_ir(graph, 0)
 
     def reopen(self, config: GrowthConfig, graph: Graph) -> None:
@@ -85,6 +91,18 @@ class RunDirectory:
         """Writes what was applied and missed in a phase."""
         data = [remark.to_json() for remark in remarks]
         write_atomic(self.path / "remarks" / f"phase-{phase:02d}.json", to_json(data))
+
+    def write_scores(
+        self,
+        phase: int,
+        scores: Iterable[Score],
+        applied: Iterable[Morphism],
+        prices: Mapping[str, float],
+        rewrites: Iterable[Rewrite],
+    ) -> None:
+        """Writes the estimate of every morphism of a phase, which were applied, and by which rewrites."""
+        numbers = (rewrite.number for rewrite in rewrites)
+        PhaseScores.of(phase, scores, applied, prices, numbers).write(self.path)
 
     def write_widths(self, graph: Graph, widths: Sequence[Mapping[str, int]]) -> None:
         """Draws the widths of the seed and after each phase, of the spaces that are not wholly frozen."""

@@ -158,7 +158,8 @@ def test_run_directory_holds_everything(uninterrupted: GrowthResult) -> None:
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert {"config.json", "metrics.jsonl", "rewrites.json", "rewrites.safetensors", "widths.svg"} <= names
     assert {f"ir/phase-0{phase}.txt" for phase in range(3)} <= names
-    assert {"remarks/phase-01.json", "remarks/phase-02.json"} <= names
+    assert {"remarks/phase-01.json", "remarks/phase-02.json", "program.json"} <= names
+    assert {"scores/phase-01.json", "scores/phase-02.json"} <= names
     assert [place.name for place in checkpoints(out / "checkpoints")] == ["000009", "000010"]
     rewrites = [Rewrite.from_json(item) for item in json.loads((out / "rewrites.json").read_text())]
     assert [str(r) for r in rewrites] == [str(r) for r in uninterrupted.graph.history]

@@ -14,7 +14,7 @@ from morphir.ir.index_map import IndexMap
 from morphir.ir.remarks import Remark
 from morphir.ir.verify import verify
 from passes.base import Pass, PassResult
-from passes.instruments import active
+from passes.instruments import Failure, PipelineStopped, active, tell_all
 from passes.moments import check_optimizer
 from passes.rewriter import Rewriter
 from passes.snapshot import Snapshot
@@ -69,18 +69,27 @@ class PassManager:
 
         Raises:
             MorphirError: what a pass or the verifier raises, with the passes that had run.
+            PipelineStopped: if an instrument asked for it; the rewrites so far stay.
         """
         if optimizer is not None:
             check_optimizer(optimizer, graph)
+        watching = active()
+        for instrument in watching:
+            instrument.before_pipeline(graph, self.pipeline)
         snapshot = Snapshot.take(graph, optimizer)
         rewriter = Rewriter(graph, optimizer)
         reports: list[PassReport] = []
         try:
             reports.extend(self._run_pass(item, rewriter) for item in self.pipeline)
+        except PipelineStopped:
+            raise
         except BaseException as error:
             snapshot.restore()
             if isinstance(error, MorphirError):
                 error.add_note(f"in pass {self.pipeline[len(reports)].name}, after {_names(reports)}")
+            if isinstance(error, Exception):
+                failure = Failure(graph, self.pipeline, self.verify_each, error)
+                tell_all(lambda instrument: instrument.after_failure(failure), watching)
             raise
         return PipelineResult(tuple(reports))
 
@@ -93,8 +102,7 @@ class PassManager:
         if self.verify_each and result.modified:
             verify(rewriter.graph)
         seconds = time.perf_counter() - start
-        for instrument in watching:
-            instrument.after_pass(item.name, rewriter.graph, result, seconds)
+        tell_all(lambda i: i.after_pass(item.name, rewriter.graph, result, seconds), watching)
         return PassReport(item.name, result, seconds)
 
 

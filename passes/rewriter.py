@@ -19,7 +19,7 @@ from morphir.ir.channels import ChannelLayer
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap, Rewrite
 from morphir.ir.state import own_state
-from passes.instruments import PendingRewrite, active
+from passes.instruments import PendingRewrite, active, tell_all
 from passes.moments import powers_of, replace_parameters
 from passes.snapshot import Snapshot
 from passes.tensors import full_theta, rewrite_gradient, rewrite_tensor
@@ -60,8 +60,7 @@ class Rewriter:
             snapshot.restore()
             raise
         seconds = time.perf_counter() - start
-        for instrument in watching:
-            instrument.after_rewrite(self.graph, rewrite, seconds)
+        tell_all(lambda instrument: instrument.after_rewrite(self.graph, rewrite, seconds), watching)
         return rewrite
 
     def replace_program(self, program: fx.Graph) -> None:

@@ -14,10 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from morphir.errors import MorphirError
-from passes.instruments import Instrument, instrumented
+from passes.instruments import Instrument, PipelineStopped, instrumented
 from passes.instruments.breaking import BreakOn
 from passes.instruments.observing import PrintRemarks, TimePasses, VerifyEach
 from passes.instruments.printing import ALL, DumpIR, PrintIR
+from passes.instruments.stopping import StopAfterRewrite
 
 _PANEL = "Inspection of passes"
 _REMARKS = ("applied", "missed", "refused")
@@ -56,6 +57,19 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "stop_after_rewrite": (
+        Annotated[
+            int | None,
+            typer.Option(
+                help="Stop once the rewrite of this number is applied.",
+                metavar="NUMBER",
+                min=1,
+                show_default=False,
+                rich_help_panel=_PANEL,
+            ),
+        ],
+        None,
+    ),
     "remarks": (
         Annotated[
             str | None, _option("Print remarks: all, or some of applied,missed,refused.", metavar="KINDS")
@@ -82,13 +96,26 @@ def inspectable(command: Callable[..., None]) -> Callable[..., None]:
         chosen = {name: kwargs.pop(name, default) for name, (_, default) in _OPTIONS.items()}
         if chosen["break_on"] and "quiet" in kwargs:
             kwargs["quiet"] = True  # progress bars and a debugger do not share a terminal
-        with instrumented(*_instruments(chosen)):
-            command(*args, **kwargs)
+        try:
+            with instrumented(*_instruments(chosen)):
+                command(*args, **kwargs)
+        except PipelineStopped as stop:
+            _write(str(stop))
+            raise typer.Exit from stop
+        _check_stopped(chosen["stop_after_rewrite"])
 
     signature = own.replace(parameters=[*own.parameters.values(), *added])
     vars(run)["__signature__"] = signature
     run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     return run
+
+
+def _check_stopped(number: int | None) -> None:
+    """Says so where the rewrite to stop after was never made."""
+    if number is not None:
+        raise MorphirError(
+            f"there was no rewrite {number} to stop after", hint="a rewrite's number is its place in its graph's history"
+        )
 
 
 def _instruments(chosen: dict[str, Any]) -> Iterator[Instrument]:
@@ -106,6 +133,8 @@ def _instruments(chosen: dict[str, Any]) -> Iterator[Instrument]:
     if chosen["time_passes"]:
         yield TimePasses(write=_write)
     yield from map(BreakOn.parse, chosen["break_on"] or ())
+    if chosen["stop_after_rewrite"] is not None:
+        yield StopAfterRewrite(chosen["stop_after_rewrite"])
 
 
 def _passes(names: Sequence[str]) -> Any:

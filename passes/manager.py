@@ -13,11 +13,11 @@ from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap
 from morphir.ir.remarks import Remark
 from morphir.ir.verify import verify
+from passes.all_or_nothing import all_or_nothing
 from passes.base import Pass, PassResult
-from passes.instruments import Failure, PipelineStopped, active, tell_all
+from passes.instruments import active, tell_all
 from passes.moments import check_optimizer
 from passes.rewriter import Rewriter
-from passes.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -73,24 +73,14 @@ class PassManager:
         """
         if optimizer is not None:
             check_optimizer(optimizer, graph)
-        watching = active()
-        for instrument in watching:
-            instrument.before_pipeline(graph, self.pipeline)
-        snapshot = Snapshot.take(graph, optimizer)
-        rewriter = Rewriter(graph, optimizer)
+        rewriter = Rewriter(graph, optimizer, in_pipeline=True)
         reports: list[PassReport] = []
-        try:
-            reports.extend(self._run_pass(item, rewriter) for item in self.pipeline)
-        except PipelineStopped:
-            raise
-        except BaseException as error:
-            snapshot.restore()
-            if isinstance(error, MorphirError):
+        with all_or_nothing(graph, optimizer, self.pipeline, verify_each=self.verify_each):
+            try:
+                reports.extend(self._run_pass(item, rewriter) for item in self.pipeline)
+            except MorphirError as error:
                 error.add_note(f"in pass {self.pipeline[len(reports)].name}, after {_names(reports)}")
-            if isinstance(error, Exception):
-                failure = Failure(graph, self.pipeline, self.verify_each, error)
-                tell_all(lambda instrument: instrument.after_failure(failure), watching)
-            raise
+                raise
         return PipelineResult(tuple(reports))
 
     def _run_pass(self, item: Pass, rewriter: Rewriter) -> PassReport:

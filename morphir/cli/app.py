@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from exporters.source.text import morphir_version
-from morphir.cli import export, grow, inspection, verify
+from morphir.cli import debug, export, grow, inspection, reproduce, verify
 from morphir.cli.instruments import inspectable
 from morphir.errors import MorphirError
 
@@ -52,6 +52,8 @@ app.command("grow")(inspectable(grow.command))
 app.command("inspect")(inspection.command)
 app.command("export")(export.command)
 app.command("verify")(inspectable(verify.command))
+app.command("debug")(debug.command)
+app.command("reproduce")(reproduce.command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -85,8 +85,8 @@ def grow(
         initialise: Makes new weights for the final training (``seeds`` have their own); else
             ``reset_parameters`` does.
         quiet: Show no progress.
-        origin: How the command line names the model; the history in ``out`` then makes it of its name. Where None, the
-            history holds the model's PyTorch source.
+        origin: How the command line names the model; the history in ``out`` then makes it of its name. Where
+            None, the history holds the model's PyTorch source.
 
     Raises:
         MorphirError: if data, loss or device do not fit, the loss becomes NaN, or the disk is full; the

@@ -21,8 +21,8 @@ class Action:
 
     Attributes:
         number: Counts from 1; 0 is the start.
-        kind: ``"rewrite"`` (index maps), ``"program"`` (nodes were erased), ``"weights"`` (values alone: training,
-            batch norm), or ``"remarks"`` (a pass changed nothing, and says why).
+        kind: ``"rewrite"`` (index maps), ``"program"`` (nodes were erased), ``"weights"`` (values alone:
+            training, batch norm), or ``"remarks"`` (a pass changed nothing, and says why).
         name: The pass; ``training`` for what happened outside of passes.
         program: Digest of the textual IR afterwards.
         state: Digest of all parameters and buffers afterwards.

@@ -31,8 +31,8 @@ def maximum_difference(
 ) -> Oracle:
     """Returns the oracle that compares outputs with the start's.
 
-    Rewrites that are meant to change the function (thetas, prunes) and training fail it too: give it a tolerance that
-    tells them from a fault.
+    Rewrites that are meant to change the function (thetas, prunes) and training fail it too: give it a
+    tolerance that tells them from a fault.
 
     Args:
         session: The session.
@@ -54,8 +54,8 @@ def user_oracle(name: str, function: Callable[[Graph], object]) -> Oracle:
 
     Args:
         name: What to call it in messages.
-        function: Returns True or None where all is well, and False or a text that says what is wrong; or raises
-            AssertionError.
+        function: Returns True or None where all is well, and False or a text that says what is wrong; or
+            raises AssertionError.
 
     Raises:
         MorphirError: from the oracle, if the function raises something else, or returns something else.

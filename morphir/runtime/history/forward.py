@@ -43,7 +43,7 @@ class NodeValues:
     @property
     def outputs(self) -> tuple[torch.Tensor, ...]:
         """The program's outputs."""
-        return self.values[next(reversed(self.values))]
+        return self.values[list(self.values)[-1]]
 
 
 class _Recording(fx.Interpreter):
@@ -118,10 +118,12 @@ def compare(old: NodeValues, new: NodeValues, changed: Collection[str], toleranc
     return Comparison(absolute, relative, node, None if node is None else new.sources.get(node))
 
 
-def _differs(
-    name: str, old: NodeValues, new: NodeValues, changed: Collection[str], tolerance: float
-) -> bool:
-    if name not in old.values or name in new.parameters or new.held.get(name, frozenset()).intersection(changed):
+def _differs(name: str, old: NodeValues, new: NodeValues, changed: Collection[str], tolerance: float) -> bool:
+    if (
+        name not in old.values
+        or name in new.parameters
+        or new.held.get(name, frozenset()).intersection(changed)
+    ):
         return False
     difference = _largest(old.values[name], new.values[name], relative=True)
     return tolerance < difference < float("inf")
@@ -142,4 +144,3 @@ def _difference(old: torch.Tensor, new: torch.Tensor, *, relative: bool) -> floa
     if found != found:
         return float("inf")
     return found / max(float(left.abs().max()), torch.finfo(torch.float64).tiny) if relative else found
-

@@ -58,8 +58,7 @@ def _ancestors(actions: Sequence[Action], space: str, index: int) -> Iterator[An
         for index_map in () if action.rewrite is None else action.rewrite.maps:
             if index_map.space == space:
                 assert action.rewrite is not None
-                parent, sign, scale = (part[index] for part in (index_map.sources, index_map.signs, index_map.scales))
-                yield Ancestor(
-                    index, parent, sign, scale, action.number, action.rewrite.number, action.phase
-                )
+                number, parent = action.rewrite.number, index_map.sources[index]
+                sign, scale = index_map.signs[index], index_map.scales[index]
+                yield Ancestor(index, parent, sign, scale, action.number, number, action.phase)
                 index = parent

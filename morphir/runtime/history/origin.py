@@ -1,7 +1,7 @@
 """How the model of a history or a reproducer is made again: by its name, or from its PyTorch source.
 
-Nothing is pickled: ``origin.json`` holds how the command line names the model, or the class in ``model.py`` and the
-structure of its example inputs.
+Nothing is pickled: ``origin.json`` holds how the command line names the model, or the class in ``model.py``
+and the structure of its example inputs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from morphir.ir.values import map_leaves
 from morphir.runtime.history.state import HistoryError
 from morphir.runtime.storage.files import read_json, to_json, write_atomic
 from morphir.runtime.storage.packing import pack, unpack
+from passes.instruments import unobserved
 from passes.transform import replay
 
 ORIGIN = "origin.json"
@@ -43,9 +44,9 @@ def write_origin(folder: Path, graph: Graph, spec: Mapping[str, Any] | None) -> 
         MorphirError: if there is no name, and the program has no PyTorch source.
     """
     data: dict[str, Any] = {"dtype": str(graph.dtype).removeprefix("torch."), "training": graph.training}
+    data["rewrites"] = [rewrite.to_json() for rewrite in graph.history]
     if spec is not None:
-        earlier = [rewrite.to_json() for rewrite in graph.history]
-        write_atomic(folder / ORIGIN, to_json({**data, "model": dict(spec), "rewrites": earlier}))
+        write_atomic(folder / ORIGIN, to_json({**data, "model": dict(spec)}))
         return
     exported = export_pytorch(graph, folder / _SOURCE, verify=False)
     exported.weights.unlink()  # all tensors are stored with the history or the reproducer
@@ -68,14 +69,17 @@ def read_origin(folder: Path, resolve: Resolve | None = None) -> Graph:
     if "model" in data:
         if resolve is None:
             raise HistoryError(
-                f"the model of {folder} is known by its name alone", hint="open it with 'morphir debug' or give a graph"
+                f"the model of {folder} is known by its name alone",
+                hint="open it with 'morphir debug' or give a graph",
             )
         graph = resolve(data["model"])
+        with unobserved():
+            replay(graph, map(Rewrite.from_json, data["rewrites"]))
     else:
-        graph = _from_source(folder, data)
+        graph = _from_source(folder, data)  # which is grown already
+        graph.history = tuple(map(Rewrite.from_json, data["rewrites"]))
     if data["dtype"] != "None":
         graph.to(getattr(torch, data["dtype"]))
-    replay(graph, map(Rewrite.from_json, data.get("rewrites", ())))
     return graph.train(data["training"])
 
 
@@ -83,7 +87,9 @@ def _from_source(folder: Path, data: Mapping[str, Any]) -> Graph:
     network = load_exported(folder / _SOURCE, data["class"]).train(data["training"])
     read = cast("dict[str, Any]", _specs_from_json(unpack(data["inputs"], {})))
     args, kwargs = random_inputs(ExampleInputs(read["args"], read["kwargs"]), torch.device("cpu"))
-    return trace(network if data["dtype"] == "None" else network.to(getattr(torch, data["dtype"])), kwargs or args)
+    return trace(
+        network if data["dtype"] == "None" else network.to(getattr(torch, data["dtype"])), kwargs or args
+    )
 
 
 def _spec_to_json(leaf: Any) -> Any:

@@ -1,7 +1,7 @@
 """``VerifyOutputs``: rewrites that preserve the function are held to it, by numbers.
 
-A rewrite that drops no group and has no theta leaves every output as it was. Others are meant to change the function;
-``morphir verify`` proves those on a model.
+A rewrite that drops no group and has no theta leaves every output as it was. Others are meant to change the
+function; ``morphir verify`` proves those on a model.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """``RecordHistory``: the instrument that writes every change of one graph into a history.
 
-Rewrites tell of themselves. What else changes the weights (training, batch norm re-expressed) or the program (dead
-code) is found by digests, before each rewrite and after each pass. Values that a replay of the index maps
-yields are not stored, but for a keyframe now and then.
+Rewrites tell of themselves. What else changes the weights (training, batch norm re-expressed) or the program
+(dead code) is found by digests, before each rewrite and after each pass. Values that a replay of the index
+maps yields are not stored, but for a keyframe now and then.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class RecordHistory(Instrument):
     Args:
         graph: The graph.
         store: An open history, whose last point is the graph as it is.
-        limit: Bytes that the history may take. Values past it are not kept, with a warning, and the points that need
-            them cannot be restored; index maps and thetas always are.
+        limit: Bytes that the history may take. Values past it are not kept, with a warning, and the points
+            that need them cannot be restored; index maps and thetas always are.
 
     Attributes:
         phase: Of the growth run; goes into every action.
@@ -187,7 +187,8 @@ class RecordHistory(Instrument):
     def _keep(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         if not self._fits(tensors):
             warnings.warn(
-                f"the history in {self._store.folder} would grow past {self._limit / 2**20:.0f} MiB: the weights of "
+                f"the history in {self._store.folder} would grow past {self._limit / 2**20:.0f} "
+                f"MiB: the weights of "
                 f"action {self.count} are not kept, and its point cannot be restored",
                 MorphirWarning,
                 stacklevel=2,

@@ -1,7 +1,7 @@
 """From one point of a history to a later one: index maps and thetas again, values where they are stored.
 
-A far point is reached by its keyframe: the maps of all rewrites on the way, composed, make its structure in one rewrite,
-and its tensors are read.
+A far point is reached by its keyframe: the maps of all rewrites on the way, composed, make its structure in
+one rewrite, and its tensors are read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def step(graph: Graph, store: HistoryStore, action: Action) -> None:
         action: What to do.
 
     Raises:
-        HistoryError: if the values that it needs were not kept, or the program changed in a way that is not recorded.
+        HistoryError: if the values that it needs were not kept, or the program changed in a way that is not
+            recorded.
         MorphirError: if the program does not follow.
     """
     if not action.kept:
@@ -71,7 +72,8 @@ def _erase(graph: Graph, action: Action) -> None:
             erased.discard(node.name)
     if erased or not action.nodes:
         raise HistoryError(
-            f"point {action.number} cannot be restored: what '{action.name}' did to the program is not recorded",
+            f"point {action.number} cannot be restored: what '{action.name}' did to the program "
+            f"is not recorded",
             hint="a history holds rewrites, erased nodes and values; see docs/debugging.md",
         )
     Rewriter(graph).replace_program(program)
@@ -109,7 +111,7 @@ def check_restored(graph: Graph, action: Action, *, program: bool) -> None:
     if joint_digest(tensor_digests(graph)) != action.state:
         raise HistoryError(
             f"point {action.number} is not restored bit for bit: its weights differ from the recorded ones",
-            hint="the history was recorded with other arithmetic (device, versions), or its files were changed",
+            hint="the history was recorded with other arithmetic, or its files were changed",
         )
     if program and program_digest(graph) != action.program:
         raise HistoryError(

@@ -38,8 +38,8 @@ class Session:
     Attributes:
         graph: The graph as it is at :attr:`position`; the same object at every point.
         position: The current point; 0 is the start.
-        same_program: Whether the program is the recorded one to the letter. Source that was exported with the history
-            has other lines, and may name nodes otherwise.
+        same_program: Whether the program is the recorded one to the letter. Source that was exported with
+            the history has other lines, and may name nodes otherwise.
 
     Raises:
         HistoryError: if the graph is of another model.
@@ -53,9 +53,7 @@ class Session:
         self._snapshots = {0: GraphSnapshot.take(graph)}
 
     @staticmethod
-    def open(
-        folder: str | Path, *, graph: Graph | None = None, resolve: Resolve | None = None
-    ) -> Session:
+    def open(folder: str | Path, *, graph: Graph | None = None, resolve: Resolve | None = None) -> Session:
         """Opens a history at its start.
 
         Args:
@@ -123,8 +121,8 @@ class Session:
         """Goes to a point, and returns the action that led there.
 
         Raises:
-            HistoryError: if there is none of the number, or it cannot be restored bit for bit; the session stays where
-                it was.
+            HistoryError: if there is none of the number, or it cannot be restored bit for bit; the session
+                stays where it was.
         """
         self.check_point(point)
         here, place = GraphSnapshot.take(self.graph), self.position
@@ -238,7 +236,8 @@ class Session:
         """
         if self.position != self.last:
             raise HistoryError(
-                f"point {self.position} is not the last one", hint=f"rewrite at the last point: goto {self.last}"
+                f"point {self.position} is not the last one",
+                hint=f"rewrite at the last point: goto {self.last}",
             )
         with instrumented(RecordHistory(self.graph, self._store)):
             result = transform(self.graph, morphisms)

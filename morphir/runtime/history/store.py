@@ -1,8 +1,8 @@
 """A history's files: ``actions.jsonl``, one safetensors file for each action that has tensors, keyframes.
 
-``000000.safetensors`` holds all tensors of the start; ``NNNNNN.safetensors`` the thetas of a rewrite, or the tensors
-whose values changed otherwise; ``keyframe-NNNNNN.safetensors`` all tensors at a point, so that a far one is
-near. Tensors are read when a point asks for them, so that opening costs the lines alone.
+``000000.safetensors`` holds all tensors of the start; ``NNNNNN.safetensors`` the thetas of a rewrite, or the
+tensors whose values changed otherwise; ``keyframe-NNNNNN.safetensors`` all tensors at a point, so that a far
+one is near. Tensors are read when a point asks for them, so that opening costs the lines alone.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class HistoryStore:
                 f"there is no history in {folder}", hint="'morphir grow' and morphir.debug.recorded make one"
             )
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]  # a killed writer leaves half a line, the last
+        whole = [
+            line for line in lines if line.endswith("\n")
+        ]  # a killed writer leaves half a line, the last
         for at, line in enumerate(whole, 1):
             try:
                 store.actions.append(Action.from_json(json.loads(line)))
@@ -98,7 +100,9 @@ class HistoryStore:
             self._keyframe(action.number).unlink(missing_ok=True)
         self.actions = kept
 
-    def write_tensors(self, number: int, tensors: Mapping[str, torch.Tensor], *, keyframe: bool = False) -> None:
+    def write_tensors(
+        self, number: int, tensors: Mapping[str, torch.Tensor], *, keyframe: bool = False
+    ) -> None:
         """Writes the tensors of an action, or all tensors at its point.
 
         Raises:
@@ -124,7 +128,10 @@ class HistoryStore:
 
     def keyframes(self) -> list[int]:
         """Returns the points of which all tensors are stored."""
-        return [0, *sorted(int(path.stem.split("-")[1]) for path in self.folder.glob("keyframe-*.safetensors"))]
+        return [
+            0,
+            *sorted(int(path.stem.split("-")[1]) for path in self.folder.glob("keyframe-*.safetensors")),
+        ]
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.safetensors"

@@ -1,7 +1,7 @@
 """Passes and index maps as plain data and tensors, so that a pipeline can be stored without pickle.
 
-A pass is a frozen dataclass whose fields are its options: it is stored as the name of its class and its fields.
-Morphisms and index maps are stored alike.
+A pass is a frozen dataclass whose fields are its options: it is stored as the name of its class and its
+fields. Morphisms and index maps are stored alike.
 """
 
 from __future__ import annotations

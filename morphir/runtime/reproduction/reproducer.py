@@ -2,8 +2,8 @@
 
 | file | what it is |
 | --- | --- |
-| ``origin.json`` (and ``model.py``) | how the model is made again: its name on the command line, or its source |
-| ``reproducer.json`` | the pipeline, the checks, the seed, versions and the expected error |
+| ``origin.json`` (and ``model.py``) | how the model is made again: its name on the command line, or its
+source | | ``reproducer.json`` | the pipeline, the checks, the seed, versions and the expected error |
 | ``state.safetensors`` | parameters and buffers before the pipeline |
 | ``pipeline.safetensors`` | tensors of the pipeline: thetas, batches |
 | ``program.ir`` | the textual IR before the pipeline |
@@ -76,7 +76,9 @@ class ExpectedError:
 
     def __str__(self) -> str:
         first, *_ = self.message.splitlines() or [""]
-        where = "" if self.node is None else f" at %{self.node}" + (f" ({self.source})" if self.source else "")
+        where = (
+            "" if self.node is None else f" at %{self.node}" + (f" ({self.source})" if self.source else "")
+        )
         return f"{self.kind}: {first}{where}"
 
 
@@ -97,7 +99,8 @@ class Reproducer:
         pipeline: The passes that fail.
         checks: Names of the verifying instruments that were at work.
         verify_each: Whether the pass manager verified after each pass.
-        seed: Of torch's generator, before the pipeline.
+        random: State of torch's CPU generator before the pipeline.
+        seed: What that generator was seeded with.
         expected: What fails.
         versions: Of Python and of what computes.
     """
@@ -105,6 +108,7 @@ class Reproducer:
     pipeline: tuple[Pass, ...]
     checks: tuple[str, ...]
     verify_each: bool
+    random: torch.Tensor
     seed: int
     expected: ExpectedError
     versions: Mapping[str, str]
@@ -121,7 +125,7 @@ class Reproducer:
             MorphirError: if a pass cannot be stored, or the model has no PyTorch source.
         """
         try:
-            skeleton, tensors = pack(encode(self.pipeline))
+            skeleton, tensors = pack({"passes": encode(self.pipeline), "random": self.random})
         except TypeError as error:
             raise ReproducerError(f"the pipeline cannot be stored: {error}") from error
         write_origin(folder, graph, spec)
@@ -130,7 +134,11 @@ class Reproducer:
         write_atomic(folder / "pipeline.safetensors", safetensors_torch.save(tensors))
         write_atomic(folder / "program.ir", print_graph(graph).encode())
         data = {name: getattr(self, name) for name in ("verify_each", "seed")}
-        data |= {"checks": list(self.checks), "versions": dict(self.versions), "expected": vars(self.expected)}
+        data |= {
+            "checks": list(self.checks),
+            "versions": dict(self.versions),
+            "expected": vars(self.expected),
+        }
         write_atomic(folder / _FILE, to_json({**data, "pipeline": skeleton}))
 
     @staticmethod
@@ -143,10 +151,12 @@ class Reproducer:
         data = read_json(folder / _FILE)
         try:
             tensors = safetensors_torch.load((folder / "pipeline.safetensors").read_bytes())
+            pipeline = unpack(data["pipeline"], tensors)
             return Reproducer(
-                decode(unpack(data["pipeline"], tensors)),
+                decode(pipeline["passes"]),
                 tuple(data["checks"]),
                 data["verify_each"],
+                pipeline["random"],
                 data["seed"],
                 ExpectedError(**data["expected"]),
                 data["versions"],
@@ -166,7 +176,7 @@ class Reproducer:
         """
         graph = read_origin(folder, resolve)
         replace_values(graph, safetensors_torch.load((folder / "state.safetensors").read_bytes()))
-        torch.manual_seed(self.seed)  # pyright: ignore[reportUnknownMemberType]
+        torch.set_rng_state(self.random)
         try:
             with instrumented(*(_CHECKS[name]() for name in self.checks)):
                 PassManager(self.pipeline, self.verify_each).run(graph)

@@ -1,7 +1,7 @@
 """``WriteReproducer``: the instrument that leaves a reproducer where a pipeline fails, and tries it first.
 
-What a failing pipeline did is known best by its index maps: they are applied again, whatever made them. Where a
-pass fails without a rewrite to blame, the passes themselves are stored.
+What a failing pipeline did is known best by its index maps: they are applied again, whatever made them.
+Where a pass fails without a rewrite to blame, the passes themselves are stored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from passes.base import Pass
 from passes.instruments import Failure, Instrument, PendingRewrite, active
 
 if TYPE_CHECKING:
-    from passes.base import PassResult
+    pass
 
 _LIMIT_SECONDS = 600
 
@@ -49,13 +49,13 @@ class WriteReproducer(Instrument):
     spec: Callable[[], Mapping[str, Any] | None] = lambda: None
     write: Callable[[str], object] = print
     _maps: list[ApplyMaps] = field(default_factory=list[ApplyMaps], repr=False)
-    _seed: int = field(default=0, repr=False)
+    _random: torch.Tensor = field(default_factory=torch.get_rng_state, repr=False)
     _in_step: bool = field(default=False, repr=False)
 
     def before_pipeline(self, graph: Graph, pipeline: tuple[Pass, ...]) -> None:
         """Notes where the pipeline starts."""
         del graph, pipeline
-        self._maps, self._seed, self._in_step = [], torch.initial_seed(), False
+        self._maps, self._random, self._in_step = [], torch.get_rng_state(), False
 
     def before_pass(self, name: str, graph: Graph) -> None:
         """Notes that a pass has made no rewrite yet."""
@@ -71,10 +71,16 @@ class WriteReproducer(Instrument):
         """Writes, tries and announces; a reproducer that cannot be written is announced as such."""
         place = self._free_place()
         expected = ExpectedError.of(failure.error)
-        pipeline = tuple(self._maps) if self._in_step else failure.pipeline
-        verify_each = failure.verify_each
-        checks = check_names(active())
-        reproducer = Reproducer(pipeline, checks, verify_each, self._seed, expected, current_versions())
+        pipeline = tuple(self._maps) if self._in_step or not failure.pipeline else failure.pipeline
+        reproducer = Reproducer(
+            pipeline,
+            check_names(active()),
+            failure.verify_each,
+            self._random,
+            torch.initial_seed(),
+            expected,
+            current_versions(),
+        )
         try:
             reproducer.write(place, failure.graph, self.spec())
         except MorphirError as error:
@@ -96,10 +102,19 @@ def announce(place: Path, expected: ExpectedError) -> str:
     except MorphirError as error:
         return f"reproducer {place} is written, but does not run again: {error}"
     if found is None:
-        return f"reproducer {place} is written, but does not reproduce: nothing fails in a fresh process\n  expected {expected}"
+        return (
+            f"reproducer {place} is written, but does not reproduce: nothing fails in a fresh "
+            f"process\n  expected {expected}"
+        )
     if not found.is_same(expected):
-        return f"reproducer {place} is written, but fails otherwise in a fresh process: {found}\n  expected {expected}"
-    return f"reproducer {place}: fails again in a fresh process\n  {expected}\n  rerun it: morphir reproduce {place}"
+        return (
+            f"reproducer {place} is written, but fails otherwise in a fresh process: {found}\n  "
+            f"expected {expected}"
+        )
+    return (
+        f"reproducer {place}: fails again in a fresh process\n  {expected}\n  rerun it: morphir "
+        f"reproduce {place}"
+    )
 
 
 def run_in_fresh_process(place: Path) -> ExpectedError | None:

@@ -1,4 +1,4 @@
-"""A wrong rewrite among forty: bisection names it, its reproducer fails again, its error names node and line."""
+"""A wrong rewrite among forty: bisection names it, its reproducer fails again, its error names the line."""
 
 from __future__ import annotations
 
@@ -88,9 +88,11 @@ def test_the_verifier_is_an_oracle(folder: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_verifier_and_the_reproducer_find_it_while_it_runs(tmp_path: Path) -> None:
     graph, said = traced(), list[str]()
     before = {key: tensor.clone() for key, tensor in graph.state_dict().items()}
-    with instrumented(VerifyOutputs(), WriteReproducer(tmp_path, write=said.append)):
-        with pytest.raises(VerificationError, match=f"rewrite {WRONG} .wrong-split") as caught:
-            PassManager(tuple(splits(40, wrong=WRONG))).run(graph)
+    with (
+        instrumented(VerifyOutputs(), WriteReproducer(tmp_path, write=said.append)),
+        pytest.raises(VerificationError, match=f"rewrite {WRONG} .wrong-split") as caught,
+    ):
+        PassManager(tuple(splits(40, wrong=WRONG))).run(graph)
     error = caught.value
     text = {"conv2": "self.conv2(x)", "head": "self.head("}[error.node or ""]
     assert error.source == f"history_case.py:{line_of(text)}" and f"> %{error.node}" in str(error)
@@ -130,9 +132,9 @@ def test_what_does_not_fail_again_is_said_not_to(tmp_path: Path) -> None:
             raise MorphirError("of this process alone")
 
     said = list[str]()
-    with instrumented(WriteReproducer(tmp_path, write=said.append), Failing()):
-        with pytest.raises(MorphirError, match="of this process"):
-            morphir.transform(traced(), [morphir.Split("conv1", 0)])
+    watching = instrumented(WriteReproducer(tmp_path, write=said.append), Failing())
+    with watching, pytest.raises(MorphirError, match="of this process"):
+        morphir.transform(traced(), [morphir.Split("conv1", 0)])
     assert "does not reproduce: nothing fails in a fresh process" in said[0]
     place = tmp_path / "failure-001"
     assert run_in_fresh_process(place) is None

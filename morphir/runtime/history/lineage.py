@@ -38,8 +38,8 @@ class Ancestor:
         return self.sign != 0 or self.scale != 1.0
 
     def __str__(self) -> str:
-        phase = "" if self.phase is None else f" in phase {self.phase},"
-        return f"channel {self.index}: {_HALVES[self.sign]} {self.parent}{phase} rewrite {self.rewrite}"
+        phase = "" if self.phase is None else f" in phase {self.phase}"
+        return f"channel {self.index}: {_HALVES[self.sign]} {self.parent}{phase}, rewrite {self.rewrite}"
 
 
 def lineage(actions: Sequence[Action], space: str, index: int) -> tuple[Ancestor, ...]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ class WriteReproducer(Instrument):
         write: Takes what there is to say.
     """
 
-    folder: Path
+    folder: str | PathLike[str]
     spec: Callable[[], Mapping[str, Any] | None] = lambda: None
     write: Callable[[str], object] = print
     _maps: list[ApplyMaps] = field(default_factory=list[ApplyMaps], repr=False)
@@ -90,7 +91,7 @@ class WriteReproducer(Instrument):
 
     def _free_place(self) -> Path:
         number = 1
-        while (place := self.folder / f"failure-{number:03d}").exists():
+        while (place := Path(self.folder) / f"failure-{number:03d}").exists():
             number += 1
         return place
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def test_stepping_printing_and_differences(model_file: Path) -> None:
     steps = ("list", "goto 1", "back", "next", "print conv2", "print", "diff 0 2", "where")
     result = debug(model_file, *steps)
     assert result.exit_code == 0, result.output
-    assert [line[:4].strip("> ") for line in answer(result, "list").splitlines()] == ["#0", "#1", "#2", "#3"]
+    assert re.findall(r"#\d", answer(result, "list")) == ["#0", "#1", "#2", "#3"]
     assert answer(result, "goto 1").startswith("point 1 of 3: #1 split-channels: rewrite 1, ")
     assert answer(result, "back").startswith("point 0 of 3: #0 start")
     assert answer(result, "next") == answer(result, "goto 1") == answer(result, "where")
@@ -70,7 +71,11 @@ def test_spaces_localities_explanations_and_remarks(model_file: Path) -> None:
         remarks = morphir.transform(graph, [morphism]).remarks
     assert answer(result, "space conv1").splitlines()[0] == repr(graph.space("conv1"))
     assert len(answer(result, "space conv1").splitlines()) == 1 + graph.space("conv1").width
-    assert answer(result, "locality conv1") == str(morphir.locality(graph, "conv1"))
+    shown, wanted = answer(result, "locality conv1"), str(morphir.locality(graph, "conv1"))
+    # an input's line is the one that called the tracer
+    assert [x for x in shown.splitlines() if "%images" not in x] == [
+        x for x in wanted.splitlines() if "%images" not in x
+    ]
     assert answer(result, "explain conv1 0") == str(morphir.explain(graph, "conv1", 0))
     assert str(remarks[0]).splitlines()[0] in result.stdout and answer(result, "remarks") == "no remarks"
 
@@ -103,11 +108,9 @@ def test_running_and_bisecting(model_file: Path, tmp_path: Path) -> None:
     assert still and float(still[1]) < 1e-6
 
 
-def test_the_difference_is_that_of_two_runs(model_file: Path) -> None:
+def test_the_difference_is_that_of_two_runs(model_file: Path, tmp_path: Path) -> None:
     graph = fresh(model_file)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(model_file.parent)
-        session = Session.of_graph(graph, model_file.parent / "difference-history")
+    session = Session.of_graph(graph, tmp_path / "history")
     session.transform([morphir.Prune("conv2", 0)])
     inputs = torch.randn(3, 1, 8, 8)
     found = session.compare(0, 1, ((inputs,), {}))
@@ -186,7 +189,7 @@ def test_rewriting_is_for_the_last_point(shell: Shell, capsys: pytest.CaptureFix
 
 
 def test_every_command_has_help(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
-    shell.stdout = __import__("sys").stdout
+    shell.stdout = sys.stdout
     for name in (n.removeprefix("do_") for n in shell.get_names() if n.startswith("do_")):
         shell.onecmd(f"help {name}")
     assert "No help" not in capsys.readouterr().out

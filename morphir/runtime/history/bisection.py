@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ def maximum_difference(
 
 
 def user_oracle(name: str, function: Callable[[Graph], object]) -> Oracle:
-    """Returns the oracle that is a user's function of the graph.
+    """Returns the oracle that is a user's function of a copy of the graph.
 
     Args:
         name: What to call it in messages.
@@ -63,7 +64,7 @@ def user_oracle(name: str, function: Callable[[Graph], object]) -> Oracle:
 
     def oracle(graph: Graph) -> str | None:
         try:
-            found = function(graph)
+            found = function(copy.deepcopy(graph))
         except AssertionError as error:
             return f"{name}: {error}" if str(error) else f"{name} fails"
         except Exception as error:

@@ -180,10 +180,17 @@ def load_state(job: Job, directory: RunDirectory, optimizer: optim.Optimizer) ->
         test_error=run["test_error"],
         seconds=run["seconds"],
         metrics=MetricsFile(directory.metrics, run["metrics_lines"]),
-        recorder=RecordHistory.resume(job.graph, directory.history, run["actions"]),
+        recorder=_load_recorder(job, directory, run),
     )
     restore_random_state(sections["random"], job.train_data, job.eval_data)
     return state
+
+
+def _load_recorder(job: Job, directory: RunDirectory, run: Mapping[str, Any]) -> RecordHistory | None:
+    if not run.get("actions"):
+        job.emit(Warned(f"the run in {directory.path} has no history: another version started it"))
+        return None
+    return RecordHistory.resume(job.graph, directory.history, run["actions"])
 
 
 def _load_learner(job: Job, position: int, saved: Any) -> Learner | None:

@@ -100,10 +100,10 @@ def recorded(graph: Graph, folder: str | PathLike[str]) -> AbstractContextManage
     """Records every change of a graph into a new history, within a block of code.
 
     Args:
-        graph: The graph; its PyTorch source is stored with the history.
+        graph: The graph; its PyTorch source is stored with the history, where it has one.
         folder: Where the history goes: new, or empty. ``Session.open`` and ``morphir debug`` open it.
 
     Raises:
-        MorphirError: if the folder holds something, or the graph has no PyTorch source.
+        MorphirError: if the folder holds something.
     """
     return instrumented(RecordHistory.start(graph, Path(folder)))

@@ -11,7 +11,7 @@ import torch
 import morphir
 from debug.history_case import splits, traced
 from morphir.debug import Instrument, PipelineStopped, Session, StopAfterRewrite, instrumented, recorded
-from morphir.errors import MorphirError, MorphirWarning
+from morphir.errors import ExportError, MorphirError, MorphirWarning
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import Rewrite
 from morphir.ir.state import named_state
@@ -305,3 +305,18 @@ def test_differences_and_comparisons(tmp_path: Path) -> None:
     found = session.compare(1, 2)
     assert found.absolute == pytest.approx(0.25, abs=1e-6) and found.node == "head"
     assert session.position == 0
+
+
+def test_a_model_without_source_is_opened_with_a_fresh_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise ExportError("an opaque module has no source")
+
+    monkeypatch.setattr("morphir.runtime.history.origin.export_pytorch", refuse)
+    graph = traced()
+    with recorded(graph, tmp_path / "history"):
+        morphir.transform(graph, [morphir.Split("conv1", 0)])
+    with pytest.raises(MorphirError, match="cannot be made again: an opaque module"):
+        Session.open(tmp_path / "history")
+    assert same(point(graph), Session.open(tmp_path / "history", graph=traced()).at(1, point))

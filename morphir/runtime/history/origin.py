@@ -15,6 +15,7 @@ import torch
 from exporters.inputs import random_inputs
 from exporters.pytorch_source import export_pytorch, load_exported
 from morphir.analysis.tracing import trace
+from morphir.errors import ExportError
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import Rewrite
 from morphir.ir.inputs import ExampleInputs, TensorSpec
@@ -32,23 +33,33 @@ Resolve = Callable[[Mapping[str, Any]], Graph]
 """Makes a fresh graph of what the command line calls a model."""
 
 
-def write_origin(folder: Path, graph: Graph, spec: Mapping[str, Any] | None) -> None:
+def write_origin(
+    folder: Path, graph: Graph, spec: Mapping[str, Any] | None, *, required: bool = True
+) -> None:
     """Writes how to make a graph's program again; its tensors are stored elsewhere.
 
     Args:
         folder: Where to.
         graph: The graph as it is.
         spec: How the command line names the model that it was traced of; None to store its source.
+        required: Whether a model without a name and without PyTorch source is refused. If not, the reason is
+            written, and opening asks for a fresh trace.
 
     Raises:
-        MorphirError: if there is no name, and the program has no PyTorch source.
+        ExportError: if it is refused.
     """
     data: dict[str, Any] = {"dtype": str(graph.dtype).removeprefix("torch."), "training": graph.training}
     data["rewrites"] = [rewrite.to_json() for rewrite in graph.history]
     if spec is not None:
         write_atomic(folder / ORIGIN, to_json({**data, "model": dict(spec)}))
         return
-    exported = export_pytorch(graph, folder / _SOURCE, verify=False)
+    try:
+        exported = export_pytorch(graph, folder / _SOURCE, verify=False)
+    except ExportError as error:
+        if required:
+            raise
+        write_atomic(folder / ORIGIN, to_json({**data, "refused": error.message}))
+        return
     exported.weights.unlink()  # all tensors are stored with the history or the reproducer
     inputs = {"args": graph.inputs.args, "kwargs": dict(graph.inputs.kwargs)}
     skeleton, _ = pack(map_leaves(_spec_to_json, inputs, TensorSpec))
@@ -66,6 +77,11 @@ def read_origin(folder: Path, resolve: Resolve | None = None) -> Graph:
         MorphirError: if it cannot be made any more.
     """
     data = read_json(folder / ORIGIN)
+    if "refused" in data:
+        raise HistoryError(
+            f"the model of {folder} cannot be made again: {data['refused']}",
+            hint="give Session.open a fresh trace of it, graph=",
+        )
     if "model" in data:
         if resolve is None:
             raise HistoryError(

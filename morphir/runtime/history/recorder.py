@@ -69,11 +69,11 @@ class RecordHistory(Instrument):
             limit: Bytes that it may take.
 
         Raises:
-            MorphirError: if the folder holds something, or the graph has no PyTorch source.
+            HistoryError: if the folder holds something.
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise HistoryError(f"{folder} is there and not empty", hint="choose another folder")
-        write_origin(folder, graph, spec)
+        write_origin(folder, graph, spec, required=False)
         store = HistoryStore(folder)
         store.write_tensors(0, named_state(graph))
         state = joint_digest(tensor_digests(graph))

@@ -83,8 +83,8 @@ def test_spaces_localities_explanations_and_remarks(model_file: Path) -> None:
 def test_lineage_in_words(model_file: Path) -> None:
     result = debug(model_file, "lineage conv1 4", "lineage conv2 0", "lineage conv1 0")
     assert answer(result, "lineage conv1 4").splitlines() == [
-        "channel 4: the - half of a split of 3, rewrite 2",
-        "channel 3: the - half of a split of 2, rewrite 1",
+        "channel 4: split (-) of 3, rewrite 2",
+        "channel 3: split (-) of 2, rewrite 1",
         "channel 2: channel 2 of the start",
     ]
     assert answer(result, "lineage conv2 0") == "channel 0: channel 1 of the start"

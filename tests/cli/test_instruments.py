@@ -108,7 +108,7 @@ def test_the_pages_walk_finds_the_bug(
     (promised,) = re.findall(r"```\n(passes at .*?)```", WALK, re.DOTALL)
     assert promised in found and re.search(r"first differs at %head", found)
     look = shown["morphir debug history --script look.txt"]
-    assert "channel 4: the + half of a split of 2, rewrite 4" in look and "widths conv2: 5 -> 7" in look
+    assert "channel 4: split (+) of 2, rewrite 4" in look and "widths conv2: 5 -> 7" in look
     checked = shown["python widen.py checked"]
     assert "failure-001: fails again in a fresh process" in checked
     assert re.search(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from morphir.runtime.history.action import Action
 
-_HALVES = {1: "the + half of a split of", -1: "the - half of a split of", 0: "kept from"}
+_WORDS = {1: "split (+) of", -1: "split (-) of", 0: "kept from"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Ancestor:
 
     def __str__(self) -> str:
         phase = "" if self.phase is None else f" in phase {self.phase}"
-        return f"channel {self.index}: {_HALVES[self.sign]} {self.parent}{phase}, rewrite {self.rewrite}"
+        return f"channel {self.index}: {_WORDS[self.sign]} {self.parent}{phase}, rewrite {self.rewrite}"
 
 
 def lineage(actions: Sequence[Action], space: str, index: int) -> tuple[Ancestor, ...]:

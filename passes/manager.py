@@ -13,11 +13,11 @@ from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap
 from morphir.ir.remarks import Remark
 from morphir.ir.verify import verify
+from passes.all_or_nothing import all_or_nothing
 from passes.base import Pass, PassResult
-from passes.instruments import active
+from passes.instruments import active, tell_all
 from passes.moments import check_optimizer
 from passes.rewriter import Rewriter
-from passes.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,18 @@ class PassManager:
 
         Raises:
             MorphirError: what a pass or the verifier raises, with the passes that had run.
+            PipelineStopped: if an instrument asked for it; the rewrites so far stay.
         """
         if optimizer is not None:
             check_optimizer(optimizer, graph)
-        snapshot = Snapshot.take(graph, optimizer)
-        rewriter = Rewriter(graph, optimizer)
+        rewriter = Rewriter(graph, optimizer, in_pipeline=True)
         reports: list[PassReport] = []
-        try:
-            reports.extend(self._run_pass(item, rewriter) for item in self.pipeline)
-        except BaseException as error:
-            snapshot.restore()
-            if isinstance(error, MorphirError):
+        with all_or_nothing(graph, optimizer, self.pipeline, verify_each=self.verify_each):
+            try:
+                reports.extend(self._run_pass(item, rewriter) for item in self.pipeline)
+            except MorphirError as error:
                 error.add_note(f"in pass {self.pipeline[len(reports)].name}, after {_names(reports)}")
-            raise
+                raise
         return PipelineResult(tuple(reports))
 
     def _run_pass(self, item: Pass, rewriter: Rewriter) -> PassReport:
@@ -93,8 +92,7 @@ class PassManager:
         if self.verify_each and result.modified:
             verify(rewriter.graph)
         seconds = time.perf_counter() - start
-        for instrument in watching:
-            instrument.after_pass(item.name, rewriter.graph, result, seconds)
+        tell_all(lambda i: i.after_pass(item.name, rewriter.graph, result, seconds), watching)
         return PassReport(item.name, result, seconds)
 
 

@@ -23,7 +23,8 @@ from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap, Rewrite, copies_of
 from morphir.ir.source import source_of
 from morphir.ir.state import own_state
-from passes.instruments import PendingRewrite, active
+from passes.all_or_nothing import all_or_nothing
+from passes.instruments import PendingRewrite, active, tell_all
 from passes.moments import powers_of, replace_parameters
 from passes.snapshot import Snapshot
 from passes.tensors import full_theta, rewrite_gradient, rewrite_tensor
@@ -35,11 +36,15 @@ class Rewriter:
     Args:
         graph: The graph to change in place.
         optimizer: The optimizer that holds the graph's parameters, if any.
+        in_pipeline: Whether a pass manager puts everything back where a pass fails.
     """
 
-    def __init__(self, graph: Graph, optimizer: optim.Optimizer | None = None) -> None:
+    def __init__(
+        self, graph: Graph, optimizer: optim.Optimizer | None = None, *, in_pipeline: bool = False
+    ) -> None:
         self.graph = graph
         self.optimizer = optimizer
+        self._in_pipeline = in_pipeline
 
     def apply(self, name: str, maps: Sequence[IndexMap], morphisms: Iterable[str] = ()) -> Rewrite:
         """Applies index maps as one numbered rewrite.
@@ -52,20 +57,26 @@ class Rewriter:
         Raises:
             RewriteError: if the program cannot follow; nothing was changed.
         """
-        snapshot = Snapshot.take(self.graph, self.optimizer)
-        watching, wanted = active(), tuple(morphisms)
-        pending = PendingRewrite(len(self.graph.history) + 1, name, self.graph, tuple(maps), wanted)
+        if self._in_pipeline:
+            return self._observed(name, tuple(maps), tuple(morphisms))
+        with all_or_nothing(self.graph, self.optimizer):
+            return self._observed(name, tuple(maps), tuple(morphisms))
+
+    def _observed(self, name: str, maps: tuple[IndexMap, ...], morphisms: tuple[str, ...]) -> Rewrite:
+        """Tells the instruments before and after."""
+        watching = active()
+        pending = PendingRewrite(len(self.graph.history) + 1, name, self.graph, maps, morphisms)
         for instrument in watching:
             instrument.before_rewrite(pending)
         start = time.perf_counter()
+        snapshot = Snapshot.take(self.graph, self.optimizer)
         try:
             rewrite = self._apply(pending)
         except BaseException:
             snapshot.restore()
             raise
         seconds = time.perf_counter() - start
-        for instrument in watching:
-            instrument.after_rewrite(self.graph, rewrite, seconds)
+        tell_all(lambda instrument: instrument.after_rewrite(self.graph, rewrite, seconds), watching)
         return rewrite
 
     def replace_program(self, program: fx.Graph) -> None:

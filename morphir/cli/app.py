@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from exporters.source.text import morphir_version
-from morphir.cli import export, fidelity, grow, inspection, report, verify
+from morphir.cli import debug, export, fidelity, grow, inspection, report, reproduce, verify
 from morphir.cli.instruments import inspectable
 from morphir.errors import MorphirError
 
@@ -51,12 +51,11 @@ app = typer.Typer(
 app.command("grow")(inspectable(grow.command))
 app.command("inspect")(inspection.command)
 app.command("export")(export.command)
-<<<<<<< HEAD
 app.command("fidelity")(fidelity.command)
-=======
 app.command("report")(report.command)
->>>>>>> report
 app.command("verify")(inspectable(verify.command))
+app.command("debug")(debug.command)
+app.command("reproduce")(reproduce.command)
 
 
 def _print_version(wanted: bool) -> None:

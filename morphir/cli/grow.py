@@ -215,6 +215,7 @@ def _grow(plan: _Plan, graph: Graph, *, quiet: bool) -> GrowthResult:
         resume=plan.resume,
         initialise=initialise if plan.spec.model.model in SEEDS else None,
         quiet=quiet,
+        origin=plan.spec.model.model_dump(mode="json"),
     )
 
 

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from morphir.cli.models import ModelSpec, default_image_size
+from morphir.cli.runs import is_run, read_run
 from morphir.errors import MorphirError
-from passes.instruments import Instrument, instrumented
+from morphir.runtime.history.preserving import VerifyOutputs
+from morphir.runtime.reproduction.writing import WriteReproducer
+from passes.instruments import Instrument, PipelineStopped, instrumented
 from passes.instruments.breaking import BreakOn
 from passes.instruments.observing import PrintRemarks, TimePasses, VerifyEach
 from passes.instruments.printing import ALL, DumpIR, PrintIR
+from passes.instruments.stopping import StopAfterRewrite
 
+Model = Callable[[], Mapping[str, Any] | None]
 _PANEL = "Inspection of passes"
 _REMARKS = ("applied", "missed", "refused")
 
@@ -56,6 +63,35 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "stop_after_rewrite": (
+        Annotated[
+            int | None,
+            typer.Option(
+                help="Stop once the rewrite of this number is applied.",
+                metavar="NUMBER",
+                min=1,
+                show_default=False,
+                rich_help_panel=_PANEL,
+            ),
+        ],
+        None,
+    ),
+    "verify_outputs": (
+        Annotated[
+            bool,
+            _option(
+                "Run the graph around each rewrite that must not change its outputs.", "--verify-outputs"
+            ),
+        ],
+        False,
+    ),
+    "reproducer_dir": (
+        Annotated[
+            Path | None,
+            _option("Write what fails into this folder, so that 'morphir reproduce' runs it again."),
+        ],
+        None,
+    ),
     "remarks": (
         Annotated[
             str | None, _option("Print remarks: all, or some of applied,missed,refused.", metavar="KINDS")
@@ -82,8 +118,13 @@ def inspectable(command: Callable[..., None]) -> Callable[..., None]:
         chosen = {name: kwargs.pop(name, default) for name, (_, default) in _OPTIONS.items()}
         if chosen["break_on"] and "quiet" in kwargs:
             kwargs["quiet"] = True  # progress bars and a debugger do not share a terminal
-        with instrumented(*_instruments(chosen)):
-            command(*args, **kwargs)
+        try:
+            with instrumented(*_instruments(chosen, partial(_model_of, kwargs))):
+                command(*args, **kwargs)
+        except PipelineStopped as stop:
+            _write(str(stop))
+            raise typer.Exit from stop
+        _check_stopped(chosen["stop_after_rewrite"])
 
     signature = own.replace(parameters=[*own.parameters.values(), *added])
     vars(run)["__signature__"] = signature
@@ -91,7 +132,28 @@ def inspectable(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _instruments(chosen: dict[str, Any]) -> Iterator[Instrument]:
+def _model_of(arguments: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns the name of the model that a command is about; None where it has none that makes it again."""
+    if "out" in arguments:
+        return read_run(arguments["out"]).model.model_dump(mode="json") if is_run(arguments["out"]) else None
+    name = arguments["subject"]
+    if is_run(name):
+        return None
+    sizes = {key: arguments[key] for key in ("width", "channels", "classes")}
+    image_size = arguments["image_size"] or default_image_size(name)
+    return ModelSpec(model=name, image_size=image_size, **sizes).absolute().model_dump(mode="json")
+
+
+def _check_stopped(number: int | None) -> None:
+    """Says so where the rewrite to stop after was never made."""
+    if number is not None:
+        raise MorphirError(
+            f"there was no rewrite {number} to stop after",
+            hint="a rewrite's number is its place in its graph's history",
+        )
+
+
+def _instruments(chosen: dict[str, Any], model: Model) -> Iterator[Instrument]:
     before, after = chosen["print_ir_before"] or (), chosen["print_ir_after"] or ()
     if before or after or chosen["print_changed"] or chosen["print_diff"]:
         yield PrintIR(
@@ -101,11 +163,17 @@ def _instruments(chosen: dict[str, Any]) -> Iterator[Instrument]:
         yield DumpIR(chosen["dump_dir"])
     if chosen["verify_each"]:
         yield VerifyEach()
+    if chosen["verify_outputs"]:
+        yield VerifyOutputs()
+    if chosen["reproducer_dir"] is not None:
+        yield WriteReproducer(chosen["reproducer_dir"], model, write=_write)
     if chosen["remarks"] is not None:
         yield PrintRemarks(_kinds(chosen["remarks"]), write=_write)
     if chosen["time_passes"]:
         yield TimePasses(write=_write)
     yield from map(BreakOn.parse, chosen["break_on"] or ())
+    if chosen["stop_after_rewrite"] is not None:
+        yield StopAfterRewrite(chosen["stop_after_rewrite"])
 
 
 def _passes(names: Sequence[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,3 +52,10 @@ class Remark:
         source = str(self.source) if self.source else None
         plain = {name: getattr(self, name) for name in fields}
         return {**plain, "source": source, "suggestion": self.suggestion}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Remark:
+        """Reads what :meth:`to_json` wrote; of the source's path the file's name is left."""
+        plain = {name: data[name] for name in ("kind", "code", "message", "space", "index", "node")}
+        source = None if data["source"] is None else SourceLocation.parse(data["source"])
+        return Remark(**plain, source=source)

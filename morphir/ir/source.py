@@ -29,6 +29,12 @@ class SourceLocation:
     def __str__(self) -> str:
         return f"{Path(self.file).name}:{self.line}"
 
+    @staticmethod
+    def parse(text: str) -> SourceLocation:
+        """Reads ``net.py:12``."""
+        file, _, line = text.rpartition(":")
+        return SourceLocation(file, int(line))
+
 
 def located(node: str | None, source: object | None) -> str:
     """Returns where something is, as `` at %conv (net.py:12)``; empty where there is no node."""

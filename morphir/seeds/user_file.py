@@ -32,23 +32,37 @@ def seed(spec: str) -> partial[nn.Module]:
     Raises:
         MorphirError: No factory is named, the file or the factory does not exist, or importing fails.
     """
+    return partial(_build, *user_function(spec))
+
+
+def user_function(spec: str, kind: str = "model", noun: str = "factory") -> tuple[Path, Factory]:
+    """Imports a function of the user's, and returns it with its file.
+
+    Args:
+        spec: ``path/to/file.py:name``.
+        kind: What the file is called in messages.
+        noun: What the function is called in them.
+
+    Raises:
+        MorphirError: No function is named, the file or the function does not exist, or importing fails.
+    """
     file, _, name = spec.rpartition(":")
     if not file.endswith(".py") or not name:
-        raise MorphirError(f"'{spec}' names no factory", hint="write path/to/file.py:factory")
+        raise MorphirError(f"'{spec}' names no {noun}", hint=f"write path/to/file.py:{noun}")
     path = Path(file)
     if not path.is_file():
-        raise MorphirError(f"model file '{file}' does not exist", hint="write path/to/file.py:factory")
-    module = _import(path)
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        raise MorphirError(f"'{file}' has no factory '{name}'", hint=_callables(module))
-    return partial(_build, path, factory)
+        raise MorphirError(f"{kind} file '{file}' does not exist", hint=f"write path/to/file.py:{noun}")
+    module = _import(path, kind)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise MorphirError(f"'{file}' has no {noun} '{name}'", hint=_callables(module))
+    return path, function
 
 
 def _build(path: Path, factory: Factory, **sizes: int | None) -> nn.Module:
     arguments = _accepted(path, factory, sizes)
     name = _name(factory)
-    with _user_code(path, f"factory '{name}' failed"):
+    with user_code(path, f"factory '{name}' failed"):
         model = factory(**arguments)
     if not isinstance(model, nn.Module):
         raise MorphirError(
@@ -80,14 +94,14 @@ def _accepted(path: Path, factory: Factory, sizes: dict[str, int | None]) -> dic
     return arguments
 
 
-def _import(path: Path) -> ModuleType:
+def _import(path: Path, kind: str) -> ModuleType:
     name, file = f"morphir_user_model_{next(_fresh)}_{path.stem}", str(path.resolve())
     loader = SourceFileLoader(name, file)
     module = ModuleType(name)
     module.__file__ = file
     sys.modules[name] = module  # dataclasses and inspect look a class's module up here
     try:
-        with _user_code(path, "model file cannot be imported"):
+        with user_code(path, f"{kind} file cannot be imported"):
             # Not exec_module: its bytecode cache misses an edit made within the same second.
             exec(loader.source_to_code(loader.get_data(file), file), module.__dict__)
     except MorphirError:
@@ -97,7 +111,7 @@ def _import(path: Path) -> ModuleType:
 
 
 @contextmanager
-def _user_code(path: Path, what: str) -> Generator[None]:
+def user_code(path: Path, what: str) -> Generator[None]:
     """Run code of the user's: its neighbours are importable, its exceptions name its line."""
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)

@@ -1,5 +1,23 @@
 """Instruments: what watches passes and rewrites as they run; none of them changes what is computed."""
 
-from passes.instruments.base import Instrument, PendingRewrite, active, instrumented
+from passes.instruments.base import (
+    Failure,
+    Instrument,
+    PendingRewrite,
+    PipelineStopped,
+    active,
+    instrumented,
+    tell_all,
+    unobserved,
+)
 
-__all__ = ["Instrument", "PendingRewrite", "active", "instrumented"]
+__all__ = [
+    "Failure",
+    "Instrument",
+    "PendingRewrite",
+    "PipelineStopped",
+    "active",
+    "instrumented",
+    "tell_all",
+    "unobserved",
+]

@@ -9,7 +9,7 @@ no argument for them::
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap, Rewrite
 
 if TYPE_CHECKING:
-    from passes.base import PassResult
+    from passes.base import Pass, PassResult
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,38 @@ class PendingRewrite:
         return frozenset(holding | reading)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A pipeline that failed; the graph is what it was before its first pass.
+
+    Attributes:
+        graph: The graph.
+        pipeline: The passes.
+        verify_each: Whether the verifier ran after each pass.
+        error: What was raised.
+    """
+
+    graph: Graph
+    pipeline: tuple[Pass, ...]
+    verify_each: bool
+    error: Exception
+
+
+class PipelineStopped(BaseException):
+    """A pipeline was asked to stop; what its rewrites did stays, and the passes left do not run.
+
+    No error, so that nothing that goes on after errors goes on after it.
+    """
+
+
 class Instrument:
     """Is told of every pass and rewrite; a subclass overrides what it wants to hear."""
+
+    def before_pipeline(self, graph: Graph, pipeline: tuple[Pass, ...]) -> None:
+        """Is called before the first pass of a pipeline."""
+
+    def after_failure(self, failure: Failure) -> None:
+        """Is called when a pipeline has failed, and graph and optimizer are put back."""
 
     def before_pass(self, name: str, graph: Graph) -> None:
         """Is called before a pass runs."""
@@ -85,6 +115,32 @@ class Instrument:
 
 
 _ACTIVE: ContextVar[tuple[Instrument, ...]] = ContextVar("active instruments", default=())
+
+
+@contextmanager
+def unobserved() -> Generator[None]:
+    """Tells no instrument of what a block of code tries on copies."""
+    token = _ACTIVE.set(())
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+def tell_all(tell: Callable[[Instrument], object], watching: Iterable[Instrument]) -> None:
+    """Tells every instrument, also those after one that raises.
+
+    Raises:
+        BaseException: the first that one of them raised.
+    """
+    first: BaseException | None = None
+    for instrument in watching:
+        try:
+            tell(instrument)
+        except BaseException as error:  # the first is raised once all have heard
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def active() -> tuple[Instrument, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,8 @@ from typer.testing import Result
 
 Invoke = Callable[..., Result]
 PAGE = Path(__file__).parent.parent.parent / "docs" / "debugging.md"
-COMMANDS = re.findall(r"^morphir .*$", PAGE.read_text(), re.MULTILINE)
+PLAIN, WALK = PAGE.read_text().split("## Finding a bug, step by step")
+COMMANDS = re.findall(r"^morphir .*$", PLAIN, re.MULTILINE)
 
 
 def verify(model_file: Path, *options: object) -> tuple[object, ...]:
@@ -75,6 +78,43 @@ def test_a_breakpoint_stops_where_pythonbreakpoint_says(
     assert invoke(*verify(model_file, "--break-on", "space=conv1")).exit_code == 0
     assert [str(at["index_map"]).split(" [")[0] for at in stops] == ["conv1: 4 -> 5", "conv1: 4 -> 3"]
     assert all({"graph", "space", "morphism", "morphisms"} <= set(at) for at in stops)
+
+
+def test_the_pages_walk_finds_the_bug(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in re.findall(r"```(?:python)?\n# (\S+)\n(.*?)```", WALK, re.DOTALL):
+        Path(name).write_text(text)
+    shown: dict[str, str] = {}
+    for line in re.findall(r"^(?:python|morphir) .*$", WALK, re.MULTILINE):
+        program, *arguments = shlex.split(line)
+        if program == "morphir":
+            result = invoke(*arguments)
+            shown[line] = result.output
+            assert result.exit_code == (1 if "find.txt" in line else 0), result.output
+            continue
+        path = os.pathsep.join([str(PAGE.parent.parent), *sys.path])
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        shown[line] = done.stdout + done.stderr
+        assert done.returncode == (1 if "checked" in line else 0), shown[line]
+    found = shown["morphir debug history --script find.txt"]
+    assert "error: the oracle passes at the last point" in found
+    (promised,) = re.findall(r"```\n(passes at .*?)```", WALK, re.DOTALL)
+    assert promised in found and re.search(r"first differs at %head", found)
+    look = shown["morphir debug history --script look.txt"]
+    assert "channel 4: split (+) of 2, rewrite 4" in look and "widths conv2: 5 -> 7" in look
+    checked = shown["python widen.py checked"]
+    assert "failure-001: fails again in a fresh process" in checked
+    assert re.search(
+        r"VerificationError: rewrite 4 \(widen: .*\n(.*\n)*.*at: %head \(widen.py:\d+\)", checked
+    )
+    assert "it fails as it did" in shown["morphir reproduce failures/failure-001"]
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -163,6 +163,8 @@ def _rewrite(job: Job, state: RunState, slot: Slot) -> GraphRewritten:
     """Applies what the learner found."""
     assert state.learner is not None
     earlier = len(job.graph.history)
+    if state.recorder is not None:
+        state.recorder.phase = slot.phase
     event = rewrite_graph(job, state.learner, state.optimizer, slot.phase)
     state.learner = None
     if job.directory is not None:

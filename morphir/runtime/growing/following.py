@@ -13,6 +13,7 @@ from morphir.ir.remarks import Remark
 from morphir.ir.source import source_of
 from morphir.morphisms.base import Morphism
 from morphir.runtime.growing.selection import Selection
+from passes.instruments import unobserved
 from passes.transform import transform
 
 
@@ -46,7 +47,8 @@ def _remark(graph: Graph, space: str, refusal: MorphirError) -> Remark:
 
 def _refusal(graph: Graph, morphisms: Sequence[Morphism]) -> MorphirError | None:
     try:
-        transform(copy.deepcopy(graph), morphisms)
+        with unobserved():
+            transform(copy.deepcopy(graph), morphisms)
     except MorphirError as error:
         return error
     return None

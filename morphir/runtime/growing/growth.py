@@ -7,10 +7,11 @@ Built on :class:`Learner` and :func:`transform` alone, as a user's own loop woul
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn, optim
@@ -25,8 +26,10 @@ from morphir.runtime.growing.run_state import Job, RunState, load_state, new_opt
 from morphir.runtime.growing.schedule import plan
 from morphir.runtime.growing.training import Batches, Evaluation, Loss, Placement, evaluate
 from morphir.runtime.growing.validation import check_configuration, check_data, resolve_device
+from morphir.runtime.history.recorder import RecordHistory
 from morphir.runtime.storage.metrics import MetricsFile
 from morphir.runtime.storage.rundir import RunDirectory
+from passes.instruments import instrumented
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def grow(
     resume: bool = False,
     initialise: Callable[[nn.Module], object] | None = None,
     quiet: bool = False,
+    origin: Mapping[str, Any] | None = None,
 ) -> GrowthResult:
     """Grows a network in place.
 
@@ -81,6 +85,8 @@ def grow(
         initialise: Makes new weights for the final training (``seeds`` have their own); else
             ``reset_parameters`` does.
         quiet: Show no progress.
+        origin: How the command line names the model; the history in ``out`` then makes it of its name. Where
+            None, the history holds the model's PyTorch source.
 
     Raises:
         MorphirError: if data, loss or device do not fit, the loss becomes NaN, or the disk is full; the
@@ -104,6 +110,7 @@ def grow(
             (progress, *callbacks),
             directory,
             initialise,
+            origin,
         )
         with deterministic_algorithms(config.deterministic):
             return _run(job, optimizer, resume=resume)
@@ -115,8 +122,10 @@ def _run(job: Job, optimizer: optim.Optimizer | None, *, resume: bool) -> Growth
     state = _open(job, optimizer, resume=resume)
     slots = plan(job.config)
     job.emit(RunStarted(job.graph, job.config, slots, state.position))
-    for slot in slots[state.position :]:
-        run_epoch(job, state, slot)
+    recorders = () if state.recorder is None else (state.recorder,)
+    with instrumented(*recorders):
+        for slot in slots[state.position :]:
+            run_epoch(job, state, slot)
     evaluation = None
     if job.eval_data is not None:
         evaluation = evaluate(job.graph, job.eval_data, job.loss, job.placement)
@@ -149,6 +158,9 @@ def _open(job: Job, optimizer: optim.Optimizer | None, *, resume: bool) -> RunSt
     seed_everything(job.config.seed)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
-    state = RunState(optimizer, metrics=None if directory is None else MetricsFile(directory.metrics))
+    state = RunState(optimizer)
+    if directory is not None:
+        state.metrics = MetricsFile(directory.metrics)
+        state.recorder = RecordHistory.start(job.graph, directory.history, job.origin)
     save_state(job, state)
     return state

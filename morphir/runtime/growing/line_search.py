@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from morphir.ir.graph import Graph
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.split import Split
+from passes.instruments import unobserved
 from passes.transform import transform
 
 
@@ -61,7 +62,8 @@ def _try(
     graph: Graph, morphisms: Sequence[Morphism], factor: float, loss_of: Callable[[Graph], float]
 ) -> Trial:
     candidate = copy.deepcopy(graph)
-    transform(candidate, scaled(morphisms, factor))
+    with unobserved():
+        transform(candidate, scaled(morphisms, factor))
     return Trial(factor, loss_of(candidate))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from morphir.runtime.growing.events import Callback, CheckpointWritten, Event, P
 from morphir.runtime.growing.randomness import random_state, restore_random_state
 from morphir.runtime.growing.schedule import Slot, plan
 from morphir.runtime.growing.training import Batches, Loss, Placement
+from morphir.runtime.history.recorder import RecordHistory
 from morphir.runtime.learning.learner import Learner
 from morphir.runtime.storage.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
 from morphir.runtime.storage.metrics import MetricsFile
@@ -36,6 +37,7 @@ class Job:
         callbacks: Who is told what happens.
         directory: Where the run leaves its files, if anywhere.
         initialise: Makes new weights for the final training, after every module has reset its own.
+        origin: How the command line names the model.
     """
 
     graph: Graph
@@ -47,6 +49,7 @@ class Job:
     callbacks: tuple[Callback, ...] = ()
     directory: RunDirectory | None = None
     initialise: Callable[[nn.Module], object] | None = None
+    origin: Mapping[str, Any] | None = None
 
     def emit(self, event: Event) -> None:
         """Tells every callback."""
@@ -67,6 +70,7 @@ class RunState:
         test_error: Of the same epoch.
         seconds: What the current phase took so far.
         metrics: The metrics file, if there is a run directory.
+        recorder: Writes the history, if there is a run directory.
     """
 
     optimizer: optim.Optimizer
@@ -77,6 +81,7 @@ class RunState:
     test_error: float | None = None
     seconds: float = 0.0
     metrics: MetricsFile | None = None
+    recorder: RecordHistory | None = None
 
 
 def new_optimizer(graph: Graph, config: GrowthConfig) -> optim.Optimizer:
@@ -140,6 +145,7 @@ def save_state(job: Job, state: RunState) -> None:
             "test_error": state.test_error,
             "seconds": state.seconds,
             "metrics_lines": state.metrics.lines if state.metrics else 0,
+            "actions": state.recorder.count if state.recorder else 0,
         },
     )
     path = write_checkpoint(job.directory.checkpoints, checkpoint, job.config.keep_checkpoints)
@@ -174,9 +180,17 @@ def load_state(job: Job, directory: RunDirectory, optimizer: optim.Optimizer) ->
         test_error=run["test_error"],
         seconds=run["seconds"],
         metrics=MetricsFile(directory.metrics, run["metrics_lines"]),
+        recorder=_load_recorder(job, directory, run),
     )
     restore_random_state(sections["random"], job.train_data, job.eval_data)
     return state
+
+
+def _load_recorder(job: Job, directory: RunDirectory, run: Mapping[str, Any]) -> RecordHistory | None:
+    if not run.get("actions"):
+        job.emit(Warned(f"the run in {directory.path} has no history: another version started it"))
+        return None
+    return RecordHistory.resume(job.graph, directory.history, run["actions"])
 
 
 def _load_learner(job: Job, position: int, saved: Any) -> Learner | None:

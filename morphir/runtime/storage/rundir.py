@@ -36,6 +36,7 @@ class RunDirectory:
         self.config = path / "config.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.history = path / "history"
 
     def create(self, config: GrowthConfig, graph: Graph) -> None:
         """Starts a run.

@@ -1,0 +1,1 @@
+"""Reproducers: a failed pipeline as a directory that fails again in a fresh process."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from morphir.runtime.learning.curvature import Curvature
+from morphir.runtime.learning.folded_norm import along_channels
 from morphir.runtime.learning.group_index import GroupIndex
 from morphir.runtime.learning.lowering import EdgeProgram, ProducerProgram, SpaceProgram, SplitProgram
 from morphir.runtime.learning.model_pass import Pass
@@ -139,10 +140,14 @@ def estimate_splits(
 
 def _delta(producer: ProducerProgram, theta: torch.Tensor, run: Pass) -> torch.Tensor:
     """Returns op(theta, x), in y's precision and, where batch norm is folded in, in y's units."""
-    dtype = run.captured[producer.y].dtype
-    kernel = theta if producer.folded is None else theta * _own_rows(producer, producer.folded.scale)
+    dtype, norm = run.captured[producer.y].dtype, producer.folded
+    scale = None if norm is None else _own_rows(producer, norm.scale)
+    scales_kernel = scale is not None and norm is not None and norm.scales_kernel
+    kernel = theta * scale if scales_kernel else theta
     values = [_in_precision(run.captured[slot], dtype) for slot in producer.sources]
     delta = producer.op.apply(kernel.to(dtype), *values)
+    if scale is not None and not scales_kernel:
+        delta = delta * along_channels(scale, delta)
     return take(producer.part, delta) if producer.rows is None else delta
 
 

@@ -17,7 +17,7 @@ Arm = Callable[[Case, Mode, str], Step]
 
 
 def training(case: Case, mode: Mode, device: str) -> Step:
-    """Forward, backward and SGD with Nesterov momentum, as the paper trains; the optimizer is the fused one."""
+    """Forward, backward and fused SGD with Nesterov momentum, as the paper trains."""
     model: Any = case.build().to(device, memory_format=mode.memory_format).train()
     optimizer = torch.optim.SGD(
         model.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=True

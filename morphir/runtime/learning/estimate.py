@@ -141,13 +141,14 @@ def estimate_splits(
 def _delta(producer: ProducerProgram, theta: torch.Tensor, run: Pass) -> torch.Tensor:
     """Returns op(theta, x), in y's precision and, where batch norm is folded in, in y's units."""
     dtype, norm = run.captured[producer.y].dtype, producer.folded
-    scale = None if norm is None else _own_rows(producer, norm.scale)
-    scales_kernel = scale is not None and norm is not None and norm.scales_kernel
-    kernel = theta * scale if scales_kernel else theta
     values = [_in_precision(run.captured[slot], dtype) for slot in producer.sources]
-    delta = producer.op.apply(kernel.to(dtype), *values)
-    if scale is not None and not scales_kernel:
-        delta = delta * along_channels(scale, delta)
+    if norm is None:
+        delta = producer.op.apply(theta.to(dtype), *values)
+    elif norm.scales_kernel:
+        delta = producer.op.apply((theta * _own_rows(producer, norm.scale)).to(dtype), *values)
+    else:
+        delta = producer.op.apply(theta.to(dtype), *values)
+        delta = delta * along_channels(_own_rows(producer, norm.scale), delta)
     return take(producer.part, delta) if producer.rows is None else delta
 
 

@@ -7,9 +7,12 @@ PYTHON ?=
 TESTS ?=
 EXAMPLES ?= 2000
 SEED ?= 0
+MODELS ?=
+REPEATS ?= 15
+THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint check format bench conformance clean
+.PHONY: help setup demo test fuzz lint check format bench growth conformance clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,10 +40,11 @@ format: $(STAMP) ## format, and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## run the benchmarks
-	@set -e; for script in $(filter-out benchmarks/conformance.py,$(wildcard benchmarks/*.py)); do \
-	  echo "== $$script"; $(BIN)/python "$$script"; \
-	done
+bench: $(STAMP) ## time learning against training (MODELS= REPEATS= THREADS= narrow it; runs/speed/)
+	$(BIN)/python benchmarks/speed.py $(if $(MODELS),--models $(MODELS)) --repeats $(REPEATS) --threads $(THREADS)
+
+growth: $(STAMP) ## grow on Fashion-MNIST against uniform networks (hours; continues where it was stopped)
+	$(BIN)/python benchmarks/fashion_mnist.py
 
 conformance: $(STAMP) ## check every torchvision classifier (hours; continues where it was stopped)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/conformance.py

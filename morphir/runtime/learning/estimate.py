@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from morphir.runtime.learning.curvature import Curvature
+from morphir.runtime.learning.folded_norm import along_channels
 from morphir.runtime.learning.group_index import GroupIndex
 from morphir.runtime.learning.lowering import EdgeProgram, ProducerProgram, SpaceProgram, SplitProgram
 from morphir.runtime.learning.model_pass import Pass
@@ -139,10 +140,15 @@ def estimate_splits(
 
 def _delta(producer: ProducerProgram, theta: torch.Tensor, run: Pass) -> torch.Tensor:
     """Returns op(theta, x), in y's precision and, where batch norm is folded in, in y's units."""
-    dtype = run.captured[producer.y].dtype
-    kernel = theta if producer.folded is None else theta * _own_rows(producer, producer.folded.scale)
+    dtype, norm = run.captured[producer.y].dtype, producer.folded
     values = [_in_precision(run.captured[slot], dtype) for slot in producer.sources]
-    delta = producer.op.apply(kernel.to(dtype), *values)
+    if norm is None:
+        delta = producer.op.apply(theta.to(dtype), *values)
+    elif norm.scales_kernel:
+        delta = producer.op.apply((theta * _own_rows(producer, norm.scale)).to(dtype), *values)
+    else:
+        delta = producer.op.apply(theta.to(dtype), *values)
+        delta = delta * along_channels(_own_rows(producer, norm.scale), delta)
     return take(producer.part, delta) if producer.rows is None else delta
 
 

@@ -32,6 +32,10 @@ from morphir.runtime.learning.model_pass import Loss, Pass, detached, run_backwa
 from morphir.runtime.learning.theta import Theta, group_kernels, initial_thetas
 
 _FUSED_ADAM = frozenset({"cpu", "cuda", "mps", "xpu"})
+_GRADIENT_SHARES = 8
+"""Adam moves thetas as soon as so small a share of all gradients is there: they need not all be held."""
+_FEW_GRADIENTS = 1 << 20
+"""So many numbers may always be held: each call of Adam costs time."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,8 @@ class Learner:
         self._adam = (
             torch.optim.Adam(leaves, lr=lr, fused=graph.device.type in _FUSED_ADAM) if leaves else None
         )
+        self._waiting = 0
+        self._most_waiting = max(sum(leaf.numel() for leaf in leaves) // _GRADIENT_SHARES, _FEW_GRADIENTS)
         draws = torch.Generator(graph.device).manual_seed(seed + 1) if self._samples_labels else None
         self._generator = draws
         width = sum(space.width * (1 + (space.split is not None)) for space in self.lowered.spaces)
@@ -148,9 +154,7 @@ class Learner:
             forward = run_forward(self.lowered, values, targets, self.loss, sample=self._samples_labels)
             self._check_losses(forward.run)
             run_backward(forward, self.lowered, targets, self._generator, work)
-            if self._adam is not None:
-                cast("Any", self._adam).step()
-                self._adam.zero_grad(set_to_none=True)
+            self._move_thetas()
             ordered = [projection for space in self.lowered.spaces for projection in projections[space.name]]
             self._record(ordered, forward.run)
         return StepResult(forward.run.losses.mean, detached(forward.outputs))
@@ -257,8 +261,18 @@ class Learner:
             estimate = estimate_splits(space.split, thetas, edges, run, self.learn_curvature)
             for parameter, gradient in estimate.gradients.items():
                 own[parameter].set_gradient(gradient)
+                self._waiting += gradient.numel()
+            if self._waiting > self._most_waiting:
+                self._move_thetas()
             projections.append(estimate.projection)
         return projections
+
+    def _move_thetas(self) -> None:
+        """Lets Adam use up the gradients that are there; it passes over thetas without one."""
+        self._waiting = 0
+        if self._adam is not None:
+            cast("Any", self._adam).step()
+            self._adam.zero_grad(set_to_none=True)
 
     def _record(self, projections: list[Projection], run: Pass) -> None:
         """Moves the averages towards this batch's estimates; the weight is what corrects their bias."""

@@ -96,7 +96,8 @@ def _stacked(
 
 
 def _both_signs(y: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    stacked = y.new_empty((2 * y.shape[0], *y.shape[1:]))
+    # Twice delta, for its memory format: channels last must not become something else on the way.
+    stacked = torch.cat((delta, delta))
     torch.add(y, delta, out=stacked[: y.shape[0]])
     torch.sub(y, delta, out=stacked[y.shape[0] :])
     return stacked

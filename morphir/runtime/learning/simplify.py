@@ -5,6 +5,8 @@ Each simplification keeps the values of all nodes that consumers read.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import fx, nn
 from torch.nn import functional
@@ -53,7 +55,11 @@ def _folded(work: WorkingCopy, node: fx.Node, linear: nn.Module, norm: nn.Module
     out_axis = 1 if getattr(linear, "transposed", False) else 0
     channel_dim = len(values[0].shape) - 1 if isinstance(linear, nn.Linear) else 1
     fits = channel_dim == 1 and kernel.shape[out_axis] == running.numel() and kernel.dtype in _EXACT_DTYPES
-    return FoldedNorm(apply, linear, norm, out_axis) if fits else None
+    if not fits:
+        return None
+    # Channelwise kernels are small, and regions hold parts of them.
+    scales_kernel = getattr(linear, "groups", 1) > 1 or kernel.numel() <= prod(values[0].shape)
+    return FoldedNorm(apply, linear, norm, out_axis, scales_kernel=scales_kernel)
 
 
 def _merge(work: WorkingCopy, linear_node: fx.Node, norm_node: fx.Node, folded: FoldedNorm) -> None:

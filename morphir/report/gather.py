@@ -177,7 +177,7 @@ def _program(program: Program, strings: Table[str]) -> dict[str, Any]:
                 "inputs": [at[name] for name in node.inputs],
                 "spaces": [spaces[name] for name in node.spaces],
                 "source": strings.number(node.source),
-                "code": strings.number(node.code),
+                "code": strings.number(node.line),
             }
             for node in program.nodes
         ],

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 
+import torch
+
 from morphir.ir.graph import Graph
+from morphir.ir.state import evaluation_mode
 from morphir.morphisms.base import Morphism
-from morphir.runtime.growing.training import Batches, Loss, Placement, evaluate
+from morphir.runtime.growing.training import Batches, Loss, Placement, batch_samples, call
 from passes.transform import transform
 
 
@@ -23,8 +26,22 @@ def true_changes(
         loss: Of outputs and targets.
         placement: Device, autocast, memory format.
     """
-    before = evaluate(graph, batches, loss, placement).loss
+    before = _mean_loss(graph, batches, loss, placement)
     for morphism in morphisms:
         changed = copy.deepcopy(graph)
         transform(changed, [morphism])
-        yield evaluate(changed, batches, loss, placement).loss - before
+        yield _mean_loss(changed, batches, loss, placement) - before
+
+
+@torch.no_grad()
+def _mean_loss(graph: Graph, batches: Batches, loss: Loss, placement: Placement) -> float:
+    """Returns the mean over the samples, summed in float64: what is compared are small differences."""
+    total, samples = 0.0, 0
+    with evaluation_mode(graph):
+        for inputs, targets in batches:
+            count = batch_samples(inputs)
+            with placement.autocast():
+                value = loss(call(graph, placement.move(inputs)), placement.move(targets))
+            total += float(value.double().mean()) * count
+            samples += count
+    return total / samples

@@ -35,7 +35,7 @@ class NodeRecord(_Record):
         inputs: Names of the nodes that it reads.
         spaces: Names of the spaces whose channels it carries.
         source: The user's line that made it, as ``net.py:12``; None for inputs.
-        code: The text of that line; empty where the file is not at hand.
+        line: The text of that line; empty where the file is not at hand.
     """
 
     name: str
@@ -43,7 +43,7 @@ class NodeRecord(_Record):
     inputs: tuple[str, ...]
     spaces: tuple[str, ...]
     source: str | None
-    code: str
+    line: str
 
 
 class UseRecord(_Record):
@@ -114,7 +114,7 @@ def _node(graph: Graph, node: fx.Node) -> NodeRecord:
         inputs=tuple(read.name for read in node.all_input_nodes),
         spaces=tuple(dict.fromkeys(_carried(graph, node))),
         source=None if source is None else str(source),
-        code="" if source is None else linecache.getline(source.file, source.line).strip(),
+        line="" if source is None else linecache.getline(source.file, source.line).strip(),
     )
 
 

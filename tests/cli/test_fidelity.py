@@ -1,0 +1,47 @@
+"""``morphir fidelity`` on a tiny network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from morphir.cli.app import app
+
+MODEL = """
+from torch import nn
+
+def build(classes: int, in_channels: int):
+    return nn.Sequential(nn.Conv2d(in_channels, 3, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(3, classes))
+"""
+
+
+def test_writes_numbers_and_figures(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(MODEL)
+    options = ["--data", "digits", "--limit", "200", "--images", "64", "--per-space", "2", "--preset", "demo"]
+    options += ["--learn", "batch", "--score", "batch", "--train-epochs", "1", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["fidelity", f"{tmp_path / 'net.py'}:build", *options])
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in (tmp_path / "out" / "morphisms.jsonl").read_text().splitlines()]
+    assert [(line["learner"], *line["site"]) for line in lines] == [
+        ("prune", "prune", "0", 0),
+        ("prune", "prune", "0", 2),
+        ("batch", "split", "0", 0),
+        ("batch", "split", "0", 2),
+    ]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "morphisms.jsonl",
+        "estimates-batch.svg",
+        "gains.svg",
+    }
+    assert "sum over all splits" in result.output
+
+
+def test_an_unknown_curvature_is_one_error(tmp_path: Path) -> None:
+    options = ["--data", "digits", "--learn", "cubic", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["fidelity", "vgg19", *options])
+    assert result.exit_code == 1
+    assert "there is no curvature 'cubic'" in result.output
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,172 @@
+"""The fidelity study against networks that are widened by hand, and against finite differences."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from morphir.analysis.tracing import trace
+from morphir.errors import MorphirError
+from morphir.ir.graph import Graph
+from morphir.morphisms.prune import Prune
+from morphir.morphisms.split import Split
+from morphir.runtime.fidelity.agreement import Agreement
+from morphir.runtime.fidelity.estimates import estimated_changes
+from morphir.runtime.fidelity.learners import (
+    ExpandedNetwork,
+    GaussNewton,
+    Place,
+    Problem,
+    RandomDirections,
+    SteepestDescent,
+)
+from morphir.runtime.fidelity.study import Study, by_space
+from morphir.runtime.fidelity.truth import true_changes
+from morphir.runtime.growing.training import Placement
+
+LOSS = partial(F.cross_entropy, reduction="none")
+CPU = Placement(torch.device("cpu"))
+Batch = tuple[Tensor, Tensor]
+
+
+def mlp(hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, hidden), nn.Tanh(), nn.Linear(hidden, 2)).double()
+
+
+@pytest.fixture
+def network() -> Graph:
+    torch.manual_seed(0)
+    return trace(mlp(4).eval(), torch.randn(2, 3, dtype=torch.float64))
+
+
+@pytest.fixture
+def data() -> list[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    labels = (inputs[:, 0] * inputs[:, 1] > 0).long()
+    # Batches of other sizes: each has to count by its samples.
+    return [(inputs[:25], labels[:25]), (inputs[25:], labels[25:])]
+
+
+def problem(network: Graph, data: list[Batch], places: tuple[Place, ...], **options: float) -> Problem:
+    return Problem(network, places, lambda epoch: data, LOSS, CPU, **options)  # pyright: ignore[reportArgumentType]
+
+
+def loss_of(model: nn.Module, data: list[Batch]) -> float:
+    inputs, labels = (torch.cat(parts) for parts in zip(*data, strict=True))
+    return float(F.cross_entropy(model(inputs), labels).detach())
+
+
+def widened(network: Graph, group: int, theta: Tensor) -> nn.Sequential:
+    """Splits one hidden unit by hand."""
+    found = mlp(5)
+    state = {key: value.detach() for key, value in network.state_dict().items()}
+    order = [*range(group), group, group, *range(group + 1, 4)]
+    rows, columns = state["0.weight"][order].clone(), state["2.weight"][:, order].clone()
+    rows[group] += theta
+    rows[group + 1] -= theta
+    columns[:, group : group + 2] /= 2
+    found.load_state_dict(
+        {"0.weight": rows, "0.bias": state["0.bias"][order], "2.weight": columns, "2.bias": state["2.bias"]}
+    )
+    return found
+
+
+def test_the_truth_is_that_of_a_network_widened_by_hand(network: Graph, data: list[Batch]) -> None:
+    thetas = [torch.randn(3, dtype=torch.float64) * 0.3 for _ in range(2)]
+    splits = [Split("0", group, {"0.weight": theta}) for group, theta in zip((1, 3), thetas, strict=True)]
+    before = copy.deepcopy(network.state_dict())
+    found = list(true_changes(network, [*splits, Prune("0", 2)], data, LOSS, CPU))
+    for group, theta, change in zip((1, 3), thetas, found, strict=False):
+        wanted = loss_of(widened(network, group, theta), data) - loss_of(network, data)
+        assert change == pytest.approx(wanted, rel=1e-9)
+    silenced = copy.deepcopy(network)
+    with torch.no_grad():
+        silenced.get_parameter("2.weight")[:, 2] = 0
+    assert found[2] == pytest.approx(loss_of(silenced, data) - loss_of(network, data), rel=1e-9)
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in before.items())
+
+
+def test_estimates_are_means_over_samples_and_right_in_the_limit(network: Graph, data: list[Batch]) -> None:
+    """Without curvature the estimate is q: what the true change is for a small theta, up to its square."""
+    theta = torch.randn(3, dtype=torch.float64) * 1e-3
+    splits = {("0", 1): Split("0", 1, {"0.weight": theta})}
+    found = estimated_changes(network, splits, data, LOSS, "none", CPU)
+    (truth,) = true_changes(network, list(splits.values()), data, LOSS, CPU)
+    assert found["split", "0", 1] == pytest.approx(truth, rel=1e-3)
+    assert found["split", "0", 0] == 0.0
+    whole = [(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data]))]
+    again = estimated_changes(network, splits, whole, LOSS, "none", CPU)
+    assert found["split", "0", 1] == pytest.approx(again["split", "0", 1], rel=1e-9)
+
+
+def test_steepest_descent_finds_the_least_eigenvector(network: Graph, data: list[Batch]) -> None:
+    """The loss's second derivative by theta at 0, by automatic differentiation of the widened network."""
+    inputs, labels = (torch.cat(parts) for parts in zip(*data, strict=True))
+    state = {key: value.detach() for key, value in network.state_dict().items()}
+
+    def loss(theta: Tensor) -> Tensor:
+        hidden = torch.tanh(F.linear(inputs, state["0.weight"], state["0.bias"]))
+        y = inputs @ state["0.weight"][1] + state["0.bias"][1]
+        delta = inputs @ theta
+        own = (torch.tanh(y + delta) + torch.tanh(y - delta)) / 2
+        hidden = torch.cat([hidden[:, :1], own[:, None], hidden[:, 2:]], 1)
+        return F.cross_entropy(F.linear(hidden, state["2.weight"], state["2.bias"]), labels)
+
+    hessian = torch.autograd.functional.hessian(loss, torch.zeros(3, dtype=torch.float64))
+    values, vectors = torch.linalg.eigh(hessian)
+    assert values[0] < 0
+    found = SteepestDescent(samples=40).learn(problem(network, data, (("0", 1),), epochs=300))
+    theta = (found["0", 1].theta or {})["0.weight"]
+    assert abs(float(theta @ vectors[:, 0]) / float(theta.norm())) > 0.99
+
+
+def test_learners_lower_the_true_loss_and_random_directions_have_their_norm(
+    network: Graph, data: list[Batch]
+) -> None:
+    places: tuple[Place, ...] = (("0", 1), ("0", 3))
+    case = problem(network, data, places, epochs=40)
+    learned = {learner.name: learner.learn(case) for learner in (GaussNewton("batch"), ExpandedNetwork(80))}
+    for splits in learned.values():
+        assert list(splits) == list(places)
+        assert sum(true_changes(network, list(splits.values()), data, LOSS, CPU)) < -1e-3
+    random = RandomDirections(learned["batch"]).learn(case)
+    for place in places:
+        pair = [(splits[place].theta or {})["0.weight"] for splits in (random, learned["batch"])]
+        assert float(pair[0].norm()) == pytest.approx(float(pair[1].norm()), rel=1e-9)
+        assert not torch.equal(*pair)
+
+
+def test_agreement_against_numpy() -> None:
+    estimates, truth = [1.0, 2.0, -1.0, 0.5], [0.8, 2.5, -1.5, 1.0]
+    found = Agreement.of(estimates, truth)
+    assert found.relative_error == pytest.approx((0.2 + 0.5 + 0.5 + 0.5) / 5.8)
+    slope, *_ = np.linalg.lstsq(np.array(truth)[:, None], np.array(estimates), rcond=None)
+    assert found.slope == pytest.approx(float(slope[0]))
+    assert found.rank == pytest.approx(float(stats.spearmanr(estimates, truth)[0]))
+    assert Agreement.of([1.0, 2.0], [1.0, 2.0]).rank is None
+
+
+def test_a_study_measures_every_learner_at_every_place(network: Graph, data: list[Batch]) -> None:
+    lines: list[str] = []
+    study = Study(["batch"], ["batch", "fisher"], baselines=True, per_space=2, expanded_steps=5)
+    measured = list(study.run(problem(network, data, ()), data, progress=lines.append))
+    names = [item.learner for item in measured]
+    assert list(dict.fromkeys(names)) == ["prune", "batch", "steepest", "expanded", "random"]
+    assert {item.site[2] for item in measured} == {0, 3}
+    assert all(set(item.estimates) == {"batch", "fisher"} for item in measured)
+    assert list(by_space(measured)) == ["0"]
+    assert any("steepest: learned 2 splits" in line for line in lines)
+
+
+def test_a_network_without_exact_groups_is_refused(data: list[Batch]) -> None:
+    frozen = trace(nn.Linear(3, 2).double().eval(), torch.randn(2, 3, dtype=torch.float64))
+    with pytest.raises(MorphirError, match="no channel group of this network can be split"):
+        list(Study(["batch"], ["batch"]).run(problem(frozen, data, ()), data))

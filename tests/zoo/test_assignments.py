@@ -221,3 +221,57 @@ def test_a_view_that_sees_an_assignment() -> None:
     with pytest.warns(MorphirWarning, match=r"ReadsBefore at '1' .* sees an assignment"):
         graph = trace(model, torch.randn(2, 3, 8, 8))
     assert {verdict.code for verdict in graph.spaces["0"].verdicts} == {"opaque-module"}
+
+
+@fx.wrap
+def put_first(mask: Tensor, value: int) -> None:
+    mask[0] = value
+
+
+def test_numbers_of_channels_in_assignments(prove: Prove) -> None:
+    """What is assigned, where, and what a function that yields nothing does with them: all are values."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        one, two, three = net.one(x), net.two(x), net.three(x)
+        one[:, :, 0] = one.size(1)
+        mask = x.new_ones((8, 8))
+        mask[: two.size(1)] = 0
+        mask[x.size(0) - 1] = 2
+        put_first(mask, three.size(1))
+        return net.head(one * mask) + net.head(two) + net.head(three)
+
+    prove(
+        forward,
+        {"one": "4 frozen:size-as-value"},
+        one=conv(3, 4),
+        two=conv(3, 4),
+        three=conv(3, 4),
+        head=conv(4, 2),
+    )
+
+
+def test_numbers_of_channels_that_lay_out_shapes(prove: Prove) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.stem(x) * net.scale.view((*net.scale.shape, 1, 1))
+        cut = h.size(1) - h.size(1) // 2
+        h = torch.cat([h[:, :cut].relu(), h[:, cut:]], 1)
+        return net.head(h.view(h.size(0), h.size(1) * h.size(2) * h.size(3)))
+
+    prove(
+        forward,
+        {"stem": "2 exact"},
+        stem=conv(3, 4),
+        scale=nn.Parameter(torch.rand(4)),
+        head=nn.Linear(256, 2),
+    )
+
+
+def test_functions_with_a_number_beside_the_tensor(prove: Prove) -> None:
+    """torch's argument parser asks the traced value for its type, and must not take it for a tensor."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.stem(x)
+        assert isinstance(h, Tensor)
+        return net.head(torch.pow(torch.where(h > 0, h, 0.0), 2))
+
+    prove(forward, {"stem": "4 exact"}, onnx=True, stem=conv(3, 4), head=conv(4, 2))

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
+
+from morphir.runtime.storage.pictures import svg
 
 _TIME, _MEMORY, _GOAL = "#2a78b5", "#d1603d", "#444444"
 
@@ -79,5 +80,4 @@ def plot_growth(
 
 def _save(figure: Figure, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": "morphir"}):
-        figure.savefig(place, format="svg", metadata={"Date": None})
+    place.write_bytes(svg(figure))

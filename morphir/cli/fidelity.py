@@ -14,11 +14,11 @@ import torch
 import typer
 from torch.nn import functional
 
-from morphir.cli.models import ModelSpec, check_classes
+from morphir.cli.models import check_classes
 from morphir.cli.options import Subject, Threads, Width
 from morphir.cli.output import print_table
-from morphir.cli.runs import DataSpec
-from morphir.cli.settings import device_name
+from morphir.cli.runs import DataSpec, is_run, load_subject
+from morphir.cli.settings import device_name, growth_config
 from morphir.data import eval_loader, train_loader
 from morphir.data.dataset import Dataset
 from morphir.ir.graph import Graph
@@ -26,12 +26,12 @@ from morphir.runtime.fidelity.learners import Problem
 from morphir.runtime.fidelity.plots import plot_estimates, plot_gains
 from morphir.runtime.fidelity.study import PRUNES, Measured, Study, agreement, by_space
 from morphir.runtime.growing.config import GrowthConfig
+from morphir.runtime.growing.run_state import new_optimizer
 from morphir.runtime.growing.training import LossMeter, Placement, evaluate, train_epoch
 from morphir.runtime.learning.curvature import CURVATURES, curvature
 from morphir.runtime.storage.files import write_atomic
-from morphir.seeds import SEEDS
-from morphir.seeds.layers import initialise
 
+_TRAIN_EPOCHS = 2
 _LOSS = partial(functional.cross_entropy, reduction="none")
 
 
@@ -46,7 +46,10 @@ def command(
     limit: Annotated[
         int | None, typer.Option(help="Use the first so many training images only.", show_default=False)
     ] = None,
-    train_epochs: Annotated[int, typer.Option(help="Epochs of training before.", min=0)] = 2,
+    train_epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of training before; 2, or 0 for a run.", min=0, show_default=False),
+    ] = None,
     learn_epochs: Annotated[int, typer.Option(help="Epochs of morphism learning.", min=1)] = 1,
     images: Annotated[int, typer.Option(help="Test images that the loss is measured on.", min=1)] = 2000,
     per_space: Annotated[
@@ -71,6 +74,12 @@ def command(
     ] = False,
     prunes: Annotated[bool, typer.Option(help="Measure prunes too.")] = True,
     preset: Annotated[str, typer.Option(help="Whose learning rates and batch size are used.")] = "laptop",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="One option of the configuration.", show_default=False
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seeds every random choice.")] = 0,
     threads: Threads = None,
@@ -84,6 +93,7 @@ def command(
     \b
     morphir fidelity vgg19 --width 16 --data fashion-mnist --data-dir data --out runs/fidelity
     morphir fidelity vgg19 --width 8 --data digits --per-space 4 --baselines --out runs/fidelity-digits
+    morphir fidelity runs/demo --data digits --set theta_lr=1e-3 --out runs/fidelity-demo
     """  # noqa: D301
     chosen = [name for name in CURVATURES if name != "none"]
     study = Study(_known(learn) or chosen, _known(score) or chosen, baselines, prunes, per_space)
@@ -91,10 +101,11 @@ def command(
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     dataset = DataSpec(data=data, data_dir=data_dir, limit=limit).load()
     graph = _graph(model, width, dataset)
-    config = GrowthConfig.preset(preset, seed=seed, device=device_name(device))
+    config = growth_config(preset, None, assignments or (), seed=seed, device=device_name(device))
     placement = Placement(torch.device(config.device or "cpu"))
     graph.to(placement.device)
-    _train(graph, dataset, config, placement, train_epochs)
+    epochs = (0 if is_run(model) else _TRAIN_EPOCHS) if train_epochs is None else train_epochs
+    _train(graph, dataset, config, placement, epochs)
     batches = eval_loader(dataset, device=placement.device)
     held_back = list(islice(batches, -(-images // batches.batch_size)))
     typer.echo(_evaluation(graph, held_back, placement))
@@ -121,13 +132,10 @@ def _known(names: Sequence[str] | None) -> list[str]:
     return list(names or ())
 
 
-def _graph(model: str, width: int | None, dataset: Dataset) -> Graph:
+def _graph(name: str, width: int | None, dataset: Dataset) -> Graph:
     sizes = {"channels": dataset.channels, "classes": dataset.classes, "image_size": dataset.image_size}
-    spec = ModelSpec(model=model, width=width, **sizes)
-    graph = spec.trace()
-    check_classes(graph, spec)
-    if model in SEEDS:
-        initialise(graph)
+    graph = load_subject(name, width=width, **sizes)
+    check_classes(graph, name, dataset.classes)
     return graph
 
 
@@ -138,13 +146,7 @@ def _epoch(dataset: Dataset, config: GrowthConfig, placement: Placement, epoch: 
 
 
 def _train(graph: Graph, dataset: Dataset, config: GrowthConfig, placement: Placement, epochs: int) -> None:
-    optimizer = torch.optim.SGD(
-        graph.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-    )
+    optimizer = new_optimizer(graph, config)
     for epoch in range(epochs):
         loader = train_loader(dataset, config.batch_size, seed=config.seed, device=placement.device)
         loader.set_epoch(epoch)

@@ -177,7 +177,7 @@ def _run(plan: _Plan, *, quiet: bool, export: bool) -> None:
     torch.set_num_threads(plan.spec.threads or torch.get_num_threads())
     torch.manual_seed(plan.config.seed)  # pyright: ignore[reportUnknownMemberType]
     graph = plan.spec.model.trace()
-    check_classes(graph, plan.spec.model)
+    check_classes(graph, plan.spec.model.model, plan.spec.model.classes)
     if not plan.resume and is_run(plan.out):
         shutil.rmtree(plan.out)
     try:

@@ -61,7 +61,7 @@ class ModelSpec(BaseModel):
         return self.model_copy(update={"model": f"{Path(file).resolve()}{separator}{factory}"})
 
 
-def check_classes(graph: Graph, spec: ModelSpec) -> None:
+def check_classes(graph: Graph, name: str, classes: int) -> None:
     """Raises :class:`MorphirError` unless the model yields logits ``[N, classes]``."""
     args, kwargs = graph.inputs.materialise(graph.device)
     with torch.no_grad(), evaluation_mode(graph):
@@ -69,13 +69,13 @@ def check_classes(graph: Graph, spec: ModelSpec) -> None:
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise MorphirError(
-            f"{spec.model} yields {shape}, not logits [images, classes]",
+            f"{name} yields {shape}, not logits [images, classes]",
             hint="wrap it in a factory of your own, path/to/file.py:factory, that returns the logits alone",
         )
-    if logits.shape[1] != spec.classes:
+    if logits.shape[1] != classes:
         raise MorphirError(
-            f"wrong number of classes: {spec.model} yields {logits.shape[1]}, the data has {spec.classes}",
-            hint=f"build it with {spec.classes}; a factory that takes an argument 'classes' is told",
+            f"wrong number of classes: {name} yields {logits.shape[1]}, the data has {classes}",
+            hint=f"build it with {classes}; a factory that takes an argument 'classes' is told",
         )
 
 

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +20,7 @@ from morphir.runtime.fidelity.truth import true_changes
 from morphir.runtime.growing.line_search import scaled
 from morphir.runtime.growing.training import Batches, Loss, Placement, call, mean_loss
 from morphir.runtime.learning.learner import Learner
+from morphir.runtime.learning.theta import Theta
 from passes.transform import transform
 
 Place = tuple[str, int]
@@ -259,7 +259,7 @@ def _splits(learner: Learner, places: Iterable[Place]) -> dict[Place, Split]:
     }
 
 
-def _named(learner: Learner) -> Iterator[tuple[tuple[str, str], Any]]:
+def _named(learner: Learner) -> Iterator[tuple[tuple[str, str], Theta]]:
     for space, thetas in learner.thetas.items():
         for parameter, theta in thetas.items():
             yield (space, parameter), theta

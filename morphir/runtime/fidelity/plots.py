@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from morphir.runtime.fidelity.study import PRUNES, Measured, agreement, by_space
+from morphir.runtime.storage.pictures import svg
 
 _COLUMNS = 4
 _COLOURS = ("#2a78b5", "#d1603d", "#4a9a62", "#8a63b0", "#b58f2a", "#5b6770", "#c2558a", "#2f9c9c")
@@ -33,7 +32,7 @@ def plot_estimates(measured: Sequence[Measured], score: str) -> bytes:
         axis.set_axis_off()
     cast(Any, figure).supxlabel("true change of the loss (splits blue, prunes orange)", fontsize=9)
     cast(Any, figure).supylabel(f"estimated change, curvature {score}", fontsize=9)
-    return _svg(figure)
+    return svg(figure)
 
 
 def plot_gains(means: Mapping[str, Mapping[str, float]]) -> bytes:
@@ -57,7 +56,7 @@ def plot_gains(means: Mapping[str, Mapping[str, float]]) -> bytes:
     axis.tick_params(axis="y", labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=7, frameon=False, ncols=min(len(means), 4))
-    return _svg(figure)
+    return svg(figure)
 
 
 def _scatter(axis: Any, name: str, items: Sequence[Measured], score: str) -> None:
@@ -75,10 +74,3 @@ def _scatter(axis: Any, name: str, items: Sequence[Measured], score: str) -> Non
     axis.set_title(f"{name}: {note}", fontsize=8, loc="left")
     axis.tick_params(labelsize=6)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def _svg(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    with cast(Any, mpl).rc_context({"svg.hashsalt": "morphir"}):
-        cast(Any, figure).savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()

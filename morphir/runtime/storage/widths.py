@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from morphir.runtime.storage.pictures import svg
 
 _CAPTION = "channel space, in program order (blue: wider than in the seed, orange: narrower)"
 _PANELS = 12
@@ -35,10 +35,7 @@ def plot_widths(widths: Sequence[Mapping[str, int]], labels: Sequence[str]) -> b
         axis.set_axis_off()
     cast(Any, figure).supxlabel(_CAPTION, fontsize=9)
     cast(Any, figure).supylabel("channel groups", fontsize=9)
-    buffer = io.BytesIO()
-    with cast(Any, mpl).rc_context({"svg.hashsalt": "morphir"}):
-        cast(Any, figure).savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    return svg(figure)
 
 
 def _spread(count: int) -> list[int]:

@@ -188,7 +188,8 @@ def _run(plan: _Plan, *, quiet: bool, export: bool) -> None:
     files = list(_export(graph, plan.out)) if export else []
     if not quiet:
         _print_summary(result, time.perf_counter() - start)
-        typer.echo(f"wrote {plan.out / REPORT_FILE}")
+        if (plan.out / REPORT_FILE).exists():
+            typer.echo(f"wrote {plan.out / REPORT_FILE}")
         for file in files:
             typer.echo(f"wrote {file}, verified")
 
@@ -202,7 +203,7 @@ def _grow(plan: _Plan, graph: Graph, *, quiet: bool) -> GrowthResult:
 
     def report(event: Event) -> None:
         if isinstance(event, PhaseEnded | RunEnded):
-            write_report(plan.out)
+            _write_report(plan.out)
 
     return grow(
         graph,
@@ -217,6 +218,14 @@ def _grow(plan: _Plan, graph: Graph, *, quiet: bool) -> GrowthResult:
         quiet=quiet,
         origin=plan.spec.model.model_dump(mode="json"),
     )
+
+
+def _write_report(out: Path) -> None:
+    """Writes the report; that it cannot be written ends no run."""
+    try:
+        write_report(out)
+    except MorphirError as error:
+        typer.echo(f"no report: {error}", err=True)
 
 
 def _export(graph: Graph, out: Path) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from morphir.ir.index_map import Rewrite
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.events import EpochRecord, PhaseRecord
 from morphir.runtime.growing.schedule import plan
+from morphir.runtime.history.store import HistoryStore
 from morphir.runtime.storage.files import StorageError, read_json
 from morphir.runtime.storage.metrics import read_metrics
 from morphir.runtime.storage.program import PROGRAM_FILE, Program, read_program
@@ -93,7 +94,9 @@ def read_run_files(path: Path) -> RunFiles:
         raise _from_an_older_version(path / PROGRAM_FILE)
     metrics = path / "metrics.jsonl"
     lines = _reading(metrics, read_metrics) if metrics.exists() else []
-    origin, rewrites = path / "run.json", path / "rewrites.json"
+    origin, history = path / "run.json", path / "history"
+    if not HistoryStore.is_one(history):
+        raise _from_an_older_version(history)
     return RunFiles(
         path,
         read_json(origin) if origin.exists() else {},
@@ -101,19 +104,12 @@ def read_run_files(path: Path) -> RunFiles:
         tuple(_validated(metrics, _EPOCHS, _of_kind(lines, "epoch"))),
         tuple(_validated(metrics, _PHASES, _of_kind(lines, "phase"))),
         read_program(path),
-        tuple(_rewrites(rewrites)) if rewrites.exists() else (),
+        tuple(action.rewrite for action in HistoryStore.read(history).actions if action.rewrite),
     )
 
 
 def _of_kind(lines: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [{key: line[key] for key in line if key != "kind"} for line in lines if line.get("kind") == kind]
-
-
-def _rewrites(path: Path) -> list[Rewrite]:
-    try:
-        return [Rewrite.from_json(item) for item in read_json(path)]
-    except (KeyError, TypeError) as error:
-        raise StorageError(f"{path} is damaged: {error!r}") from error
 
 
 def _validated(path: Path, of: TypeAdapter[_Record], data: Any) -> _Record:

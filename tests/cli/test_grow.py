@@ -30,7 +30,7 @@ def assert_error(result: Any, *parts: str) -> None:
 
 def test_a_run_leaves_everything(finished_run: Path) -> None:
     names = {path.name for path in finished_run.iterdir()}
-    assert names >= {"config.json", "run.json", "metrics.jsonl", "checkpoints", "ir", "rewrites.json"}
+    assert names >= {"config.json", "run.json", "metrics.jsonl", "checkpoints", "ir", "history"}
     assert names >= {"program.json", "scores", "remarks", "report.html"}
     assert names >= {"widths.svg", "network.py", "network.safetensors", "network.onnx"}
     assert (finished_run / "ir" / "phase-00.txt").read_text().startswith("graph @")
@@ -75,7 +75,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
     wanted, found = (load_file(place / "network.safetensors") for place in (finished_run, out))
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[key], found[key]) for key in wanted)
-    for name in ("program.json", "scores/phase-01.json", "remarks/phase-01.json", "rewrites.json"):
+    for name in ("program.json", "scores/phase-01.json", "remarks/phase-01.json"):
         assert (out / name).read_bytes() == (finished_run / name).read_bytes()
 
 

@@ -89,7 +89,8 @@ def test_applied_scores_are_the_applied_remarks_and_the_rewrites(
         said = {(r["code"], r["space"]) for r in remarks if r["code"] in ("split", "prune")}
         assert said == {(kind, space) for kind, space, _ in applied}
         numbers += [rewrite["number"] for rewrite in position["rewrites"]]
-    assert numbers == [rewrite["number"] for rewrite in read(run_path / "rewrites.json")]
+    actions = map(json.loads, (run_path / "history" / "actions.jsonl").read_text().splitlines())
+    assert numbers == [action["rewrite"]["number"] for action in actions if action["rewrite"]]
 
 
 def test_every_remark_comes_back_whole(data: dict[str, Any], run_path: Path) -> None:

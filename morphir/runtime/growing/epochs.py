@@ -169,7 +169,6 @@ def _rewrite(job: Job, state: RunState, slot: Slot) -> GraphRewritten:
     state.learner = None
     if job.directory is not None:
         job.directory.write_ir(job.graph, slot.phase)
-        job.directory.write_rewrites(job.graph)
         job.directory.write_remarks(event.remarks, slot.phase)
         applied, made = event.selection.morphisms, job.graph.history[earlier:]
         job.directory.write_scores(slot.phase, event.scores, applied, job.config.prices, made)

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import torch as safetensors_torch
-
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import Rewrite
@@ -81,12 +79,6 @@ class RunDirectory:
     def write_ir(self, graph: Graph, phase: int) -> None:
         """Writes the textual IR as it is after a phase; phase 0 is the seed."""
         write_atomic(self.path / "ir" / f"phase-{phase:02d}.txt", print_graph(graph).encode())
-
-    def write_rewrites(self, graph: Graph) -> None:
-        """Writes every rewrite so far: index maps as JSON, thetas as safetensors."""
-        tensors = {key: value.cpu() for rewrite in graph.history for key, value in rewrite.tensors().items()}
-        write_atomic(self.path / "rewrites.safetensors", safetensors_torch.save(tensors))
-        write_atomic(self.path / "rewrites.json", to_json([rewrite.to_json() for rewrite in graph.history]))
 
     def write_remarks(self, remarks: Sequence[Remark], phase: int) -> None:
         """Writes what was applied and missed in a phase."""

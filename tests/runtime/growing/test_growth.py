@@ -20,7 +20,6 @@ from morphir.analysis.cost import cost
 from morphir.analysis.tracing import trace
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
-from morphir.ir.index_map import Rewrite
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.events import (
     CheckpointWritten,
@@ -37,6 +36,7 @@ from morphir.runtime.growing.events import (
 )
 from morphir.runtime.growing.growth import GrowthResult, grow
 from morphir.runtime.growing.training import NonFiniteLossError
+from morphir.runtime.history.store import HistoryStore
 from morphir.runtime.storage import checkpoint as checkpoint_module
 from morphir.runtime.storage.checkpoint import checkpoints
 from morphir.runtime.storage.metrics import read_metrics
@@ -156,12 +156,12 @@ def test_run_directory_holds_everything(uninterrupted: GrowthResult) -> None:
     out = uninterrupted.directory
     assert out is not None
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert {"config.json", "metrics.jsonl", "rewrites.json", "rewrites.safetensors", "widths.svg"} <= names
+    assert {"config.json", "metrics.jsonl", "history/actions.jsonl", "widths.svg"} <= names
     assert {f"ir/phase-0{phase}.txt" for phase in range(3)} <= names
     assert {"remarks/phase-01.json", "remarks/phase-02.json", "program.json"} <= names
     assert {"scores/phase-01.json", "scores/phase-02.json"} <= names
     assert [place.name for place in checkpoints(out / "checkpoints")] == ["000009", "000010"]
-    rewrites = [Rewrite.from_json(item) for item in json.loads((out / "rewrites.json").read_text())]
+    rewrites = [action.rewrite for action in HistoryStore.read(out / "history").actions if action.rewrite]
     assert [str(r) for r in rewrites] == [str(r) for r in uninterrupted.graph.history]
     assert [line["epoch"] for line in read_metrics(out / "metrics.jsonl", "epoch")] == list(range(1, 11))
     assert len(read_metrics(out / "metrics.jsonl", "phase")) == 3

@@ -15,7 +15,7 @@ from torch import fx, nn, optim
 
 from morphir.analysis.axis_map import AxisMap
 from morphir.analysis.rewritten import rewrite_program, tensor_of
-from morphir.analysis.wrapped_functions import not_following
+from morphir.analysis.wrapped_functions import changed_by, unlike
 from morphir.errors import RewriteError
 from morphir.ir.channels import ChannelLayer
 from morphir.ir.codes import suggestion_for
@@ -97,11 +97,10 @@ class Rewriter:
         return rewrite
 
     def _try_wrapped_functions(self, maps: Sequence[IndexMap]) -> None:
-        node = not_following(self.graph, copies_of(maps))
+        node = changed_by(self.graph, copies_of(maps))
         if node is not None:
             raise RewriteError(
-                f"{getattr(node.target, '__name__', node.target)} is kept whole by torch.fx.wrap, and does "
-                "not yield copies of channels where it reads copies",
+                unlike(node),
                 node=node.name,
                 source=source_of(node),
                 hint=suggestion_for("opaque-module"),

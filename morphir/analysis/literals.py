@@ -140,22 +140,18 @@ class _Numbers:
 
     def before(self, item: object) -> Any:
         """Returns what a number is now; None where sizes alone do not tell."""
-        return evaluate(item, lambda name: self._extents(name, {}))
+        return evaluate(item, lambda name: self.layer.extents(name, {}))
 
     def written_down(self, item: Any, wanted: Any) -> Any:
         """Returns a number as it has to be, if it counts channels alone and comes out otherwise."""
 
         def extents(name: str) -> Sequence[int] | None:
-            return self._extents(name, self.copies)
+            return self.layer.extents(name, self.copies)
 
         is_as_wanted = wanted is None or evaluate(item, extents) == wanted
         return (
             item if is_as_wanted or not counts_channels_alone(item, extents, self._channel_dims) else wanted
         )
-
-    def _extents(self, name: str, copies: Copies) -> Sequence[int] | None:
-        values = self.layer.values.get(name, ())
-        return values[0].extents(copies) if len(values) == 1 else None
 
     def _channel_dims(self, name: str) -> set[int]:
         return {layout.dim for value in self.layer.values.get(name, ()) for layout in value.layouts}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -10,7 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from morphir.analysis.arguments import is_wrapped
 from morphir.analysis.rehearsal import not_following, too_narrow
 from morphir.analysis.spaces import analyse
-from morphir.analysis.wrapped_functions import not_alike
+from morphir.analysis.wrapped_functions import not_alike, unlike
 from morphir.errors import AnalysisError, MorphirWarning, TraceError
 from morphir.ir.channels import Limits, Verdict
 from morphir.ir.graph import Graph
@@ -39,10 +40,11 @@ def trace(model: object, example_inputs: ExampleArgument) -> Graph:
         graph = trace_program(model, example_inputs, whole, opened)  # pyright: ignore[reportArgumentType]
         try:
             graph.attach(analyse(graph))
-            if closed := _closed(graph) - opened:
+            unlike_calls = not_alike(graph)
+            if closed := _closed(graph, unlike_calls) - opened:
                 opened |= closed
                 continue
-            _withdraw(graph)
+            _withdraw(graph, _boundaries(graph, unlike_calls))
         except AnalysisError as error:
             _keep_whole(graph, error, whole)
         else:
@@ -50,16 +52,16 @@ def trace(model: object, example_inputs: ExampleArgument) -> Graph:
             return graph
 
 
-def _closed(graph: Graph) -> set[Any]:
-    """Returns the wrapped functions that freeze channels because the program does not hold their inside."""
+def _closed(graph: Graph, unlike_calls: Iterable[str]) -> set[Any]:
+    """Returns the wrapped functions to trace into: that freeze channels, or do not treat them alike."""
     verdicts = {verdict for space in graph.spaces.values() for verdict in space.verdicts}
     names = {verdict.node for verdict in verdicts if verdict.code == "opaque-module" and verdict.node}
-    return {node.target for name in (*names, *not_alike(graph)) if is_wrapped(node := graph.node(name))}
+    return {node.target for name in (*names, *unlike_calls) if is_wrapped(node := graph.node(name))}
 
 
-def _withdraw(graph: Graph) -> None:
+def _withdraw(graph: Graph, whole: Mapping[str, Verdict]) -> None:
     """Withdraws what the labels promise and the program does not keep in a trial."""
-    if whole := _boundaries(graph):
+    if whole:
         _limit(graph, Limits(whole))
     if least := too_narrow(graph):
         _limit(graph, Limits(whole, least))
@@ -67,15 +69,12 @@ def _withdraw(graph: Graph) -> None:
         _limit(graph, Limits({**whole, **verdicts}, least))
 
 
-def _boundaries(graph: Graph) -> dict[str, Verdict]:
+def _boundaries(graph: Graph, unlike_calls: Mapping[str, set[str]]) -> dict[str, Verdict]:
     """Returns a verdict for each space that meets a wrapped function which does not treat channels alike."""
     found: dict[str, Verdict] = {}
-    for name, spaces in not_alike(graph).items():
+    for name, spaces in unlike_calls.items():
         node = graph.node(name)
-        reason = f"{getattr(node.target, '__name__', node.target)} is kept whole, and does not yield copies "
-        verdict = Verdict(
-            "frozen", "opaque-module", f"{reason}of channels where it reads copies", name, source_of(node)
-        )
+        verdict = Verdict("frozen", "opaque-module", unlike(node), name, source_of(node))
         found |= {space: verdict for space in spaces if space not in found}
     return found
 

@@ -37,35 +37,42 @@ def not_alike(graph: Graph) -> dict[str, set[str]]:
     Returns:
         The name of each node that calls one, to the spaces whose channels it reads or yields.
     """
-    tried: dict[Any, bool] = {}
     found: dict[str, set[str]] = {}
-    for node in filter(is_wrapped, graph.graph.nodes):
-        call = _Call(graph, node)
+    for call in _calls(graph):
         spaces = call.spaces()
-        if spaces and not tried.setdefault(call.key(), True):
-            found[node.name] = set(spaces)
-        elif spaces and not all(map(call.follows, _trials(spaces))):
-            tried[call.key()] = False
-            found[node.name] = set(spaces)
+        if not all(map(call.follows, _trials(spaces))):
+            found[call.node.name] = set(spaces)
     return found
 
 
-def not_following(graph: Graph, copies: Copies) -> fx.Node | None:
+def changed_by(graph: Graph, copies: Copies) -> fx.Node | None:
     """Returns the first call of a wrapped function that a rewrite would change; None where there is none.
 
     Args:
         graph: The graph, with its channel layer of before the rewrite.
         copies: Space name to the number of copies of each of its groups.
     """
-    tried: set[Any] = set()
+    for call in _calls(graph):
+        changed = {name: copies[name] for name in call.spaces() if name in copies}
+        if changed and not call.follows(changed):
+            return call.node
+    return None
+
+
+def unlike(node: fx.Node) -> str:
+    """Says of a call what is wrong with it."""
+    name = getattr(node.target, "__name__", node.target)
+    return f"{name} is kept whole, and does not yield copies of channels where it reads copies"
+
+
+def _calls(graph: Graph) -> Iterator[_Call]:
+    """Yields the calls of wrapped functions that read or yield channels; of those alike in all, the first."""
+    seen: set[Any] = set()
     for node in filter(is_wrapped, graph.graph.nodes):
         call = _Call(graph, node)
-        changed = {name: copies[name] for name in call.spaces() if name in copies}
-        if changed and (key := call.key()) not in tried:
-            tried.add(key)
-            if not call.follows(changed):
-                return node
-    return None
+        if call.spaces() and (key := call.key()) not in seen:
+            seen.add(key)
+            yield call
 
 
 def _trials(spaces: Mapping[str, ChannelSpace]) -> Iterator[Copies]:
@@ -142,10 +149,7 @@ class _Call:
         if found:
             return found[0] if len(found) == 1 else tuple(found)
 
-        def extents(name: str) -> tuple[int, ...] | None:
-            return values[name][0].extents(copies) if len(values.get(name, ())) == 1 else None
-
-        number = evaluate(node, extents)
+        number = evaluate(node, lambda name: self.graph.channels.extents(name, copies))
         if number is None:
             raise ValueError(f"%{node.name} is no number that sizes tell")
         return number

@@ -320,6 +320,11 @@ class ChannelLayer:
     products: tuple[Product, ...] = ()
     several: tuple[Several, ...] = ()
 
+    def extents(self, node: str, copies: Mapping[str, Sequence[int]]) -> tuple[int, ...] | None:
+        """Returns the shape after a rewrite of the one tensor that a node yields; None for other nodes."""
+        values = self.values.get(node, ())
+        return values[0].extents(copies) if len(values) == 1 else None
+
     def in_dtype(self, dtype: torch.dtype) -> ChannelLayer:
         """Returns the same of a program whose floating-point values have another dtype."""
         values = {

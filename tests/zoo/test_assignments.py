@@ -11,7 +11,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from morphir.analysis.tracing import trace
-from morphir.errors import MorphirWarning
+from morphir.errors import MorphirWarning, RewriteError
+from morphir.ir.graph import Graph
+from morphir.morphisms.prune import Prune
+from morphir.morphisms.split import Split
+from passes.transform import transform
 
 Prove = Callable[..., Any]
 
@@ -275,3 +279,69 @@ def test_functions_with_a_number_beside_the_tensor(prove: Prove) -> None:
         return net.head(torch.pow(torch.where(h > 0, h, 0.0), 2))
 
     prove(forward, {"stem": "4 exact"}, onnx=True, stem=conv(3, 4), head=conv(4, 2))
+
+
+@fx.wrap
+def scaled_in_training(x: Tensor, training: bool) -> Tensor:
+    return x * x.size(1) if training else x
+
+
+@fx.wrap
+def doubled_at_five(x: Tensor) -> Tensor:
+    return x * 2 if x.size(1) == 5 else x
+
+
+@fx.wrap
+def eight_rectified(x: Tensor) -> Tensor:
+    return torch.cat([x[:, :8].relu(), x[:, 8:]], 1)
+
+
+@fx.wrap
+def scaled_up_to_four(x: Tensor) -> Tensor:
+    return x * min(x.size(1), 4)
+
+
+class Between(nn.Module):
+    """Two convolutions with something between them."""
+
+    def __init__(self, body: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.head, self.body = conv(3, 4), conv(4, 2), body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self, self.stem(x)))
+
+
+def traced_through(body: Callable[[nn.Module, Tensor], Tensor]) -> Graph:
+    return trace(Between(body).double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64))
+
+
+def test_a_wrapped_function_that_differs_in_training_alone() -> None:
+    graph = traced_through(lambda net, x: scaled_in_training(x, net.training))
+    assert {verdict.code for verdict in graph.spaces["stem"].verdicts} == {"opaque-module"}
+
+
+@pytest.mark.parametrize(
+    ("body", "right", "refused"),
+    [
+        (lambda net, x: doubled_at_five(x), 0, [Split("stem", 0)]),
+        (lambda net, x: eight_rectified(x), 4, [Split("stem", 0)]),
+        (lambda net, x: scaled_up_to_four(x), 2, [Prune("stem", i) for i in range(3)]),
+    ],
+)
+def test_wrapped_functions_that_differ_at_other_widths(
+    body: Callable[[nn.Module, Tensor], Tensor], right: int, refused: list[Split | Prune]
+) -> None:
+    """Every rewrite tries them on its own copies, and is refused where they do not follow."""
+    graph = traced_through(body)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    wanted = graph(x)
+    for _ in range(right):
+        transform(graph, [Split("stem", 0)])
+        torch.testing.assert_close(graph(x), wanted, rtol=1e-9, atol=1e-12)
+    before = graph(x)
+    with pytest.raises(RewriteError, match="does not yield copies") as caught:
+        transform(graph, refused)
+    assert caught.value.code == "does-not-follow"
+    assert "test_assignments.py:" in str(caught.value)
+    assert torch.equal(graph(x), before)

@@ -13,12 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors import torch as safetensors_torch
 
 from morphir.runtime.history.action import Action
 from morphir.runtime.history.state import HistoryError
-from morphir.runtime.storage.files import cannot_write, write_atomic
+from morphir.runtime.storage.files import cannot_write, read_tensors, write_atomic, write_tensors
 
 ACTIONS = "actions.jsonl"
 
@@ -52,9 +50,8 @@ class HistoryStore:
                 f"there is no history in {folder}", hint="'morphir grow' and morphir.debug.recorded make one"
             )
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [
-            line for line in lines if line.endswith("\n")
-        ]  # a killed writer leaves half a line, the last
+        # A killed writer leaves half a line, the last.
+        whole = [line for line in lines if line.endswith("\n")]
         for at, line in enumerate(whole, 1):
             try:
                 store.actions.append(Action.from_json(json.loads(line)))
@@ -108,23 +105,16 @@ class HistoryStore:
         Raises:
             StorageError: if the disk is full.
         """
-        path = self._keyframe(number) if keyframe else self._path(number)
-        copies = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-        write_atomic(path, safetensors_torch.save(copies))
+        write_tensors(self._keyframe(number) if keyframe else self._path(number), tensors)
 
     def tensors(self, number: int, *, keyframe: bool = False) -> dict[str, torch.Tensor]:
         """Reads them; none where there is no file, as for a rewrite without thetas.
 
         Raises:
-            HistoryError: if the file is damaged.
+            StorageError: if the file is damaged.
         """
         path = self._keyframe(number) if keyframe else self._path(number)
-        if not path.exists():
-            return {}
-        try:
-            return safetensors_torch.load(path.read_bytes())
-        except (SafetensorError, OSError) as error:
-            raise HistoryError(f"{path} is damaged: {error}") from error
+        return read_tensors(path) if path.exists() else {}
 
     def keyframes(self) -> list[int]:
         """Returns the points of which all tensors are stored."""

@@ -2,8 +2,8 @@
 
 | file | what it is |
 | --- | --- |
-| ``origin.json`` (and ``model.py``) | how the model is made again: its name on the command line, or its
-source | | ``reproducer.json`` | the pipeline, the checks, the seed, versions and the expected error |
+| ``origin.json`` (and ``model.py``) | how the model is made again: its name, or its source |
+| ``reproducer.json`` | the pipeline, the checks, the seed, versions and the expected error |
 | ``state.safetensors`` | parameters and buffers before the pipeline |
 | ``pipeline.safetensors`` | tensors of the pipeline: thetas, batches |
 | ``program.ir`` | the textual IR before the pipeline |
@@ -20,7 +20,6 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors import torch as safetensors_torch
 
 from exporters.source.text import morphir_version
 from morphir.errors import MorphirError
@@ -31,7 +30,7 @@ from morphir.runtime.history.origin import Resolve, read_origin, write_origin
 from morphir.runtime.history.preserving import VerifyOutputs
 from morphir.runtime.history.state import replace_values
 from morphir.runtime.reproduction.encoding import ReproducerError, decode, encode
-from morphir.runtime.storage.files import read_json, to_json, write_atomic
+from morphir.runtime.storage.files import read_json, read_tensors, to_json, write_atomic, write_tensors
 from morphir.runtime.storage.packing import pack, unpack
 from passes.base import Pass
 from passes.instruments import Instrument, instrumented
@@ -129,9 +128,8 @@ class Reproducer:
         except TypeError as error:
             raise ReproducerError(f"the pipeline cannot be stored: {error}") from error
         write_origin(folder, graph, spec)
-        state = {key: t.detach().cpu().contiguous().clone() for key, t in named_state(graph).items()}
-        write_atomic(folder / "state.safetensors", safetensors_torch.save(state))
-        write_atomic(folder / "pipeline.safetensors", safetensors_torch.save(tensors))
+        write_tensors(folder / "state.safetensors", named_state(graph))
+        write_tensors(folder / "pipeline.safetensors", tensors)
         write_atomic(folder / "program.ir", print_graph(graph).encode())
         data = {name: getattr(self, name) for name in ("verify_each", "seed")}
         data |= {
@@ -149,8 +147,8 @@ class Reproducer:
             MorphirError: if there is none, or it is damaged.
         """
         data = read_json(folder / _FILE)
+        tensors = read_tensors(folder / "pipeline.safetensors")
         try:
-            tensors = safetensors_torch.load((folder / "pipeline.safetensors").read_bytes())
             pipeline = unpack(data["pipeline"], tensors)
             return Reproducer(
                 decode(pipeline["passes"]),
@@ -161,7 +159,7 @@ class Reproducer:
                 ExpectedError(**data["expected"]),
                 data["versions"],
             )
-        except (KeyError, TypeError, OSError, safetensors.SafetensorError) as error:
+        except (KeyError, TypeError) as error:
             raise ReproducerError(f"the reproducer in {folder} is damaged: {error}") from error
 
     def run(self, folder: Path, resolve: Resolve | None = None) -> ExpectedError | None:
@@ -175,7 +173,7 @@ class Reproducer:
             MorphirError: if the model cannot be made any more.
         """
         graph = read_origin(folder, resolve)
-        replace_values(graph, safetensors_torch.load((folder / "state.safetensors").read_bytes()))
+        replace_values(graph, read_tensors(folder / "state.safetensors"))
         torch.set_rng_state(self.random)
         try:
             with instrumented(*(_CHECKS[name]() for name in self.checks)):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -29,9 +29,6 @@ from morphir.runtime.reproduction.reproducer import (
 )
 from passes.base import Pass
 from passes.instruments import Failure, Instrument, PendingRewrite, active
-
-if TYPE_CHECKING:
-    pass
 
 _LIMIT_SECONDS = 600
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+from safetensors import torch as safetensors_torch
 
 from morphir.errors import MorphirError
 
@@ -42,6 +46,28 @@ def write_atomic(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):  # where the parent is a file, nothing can be there
             temporary.unlink()
         raise cannot_write(path, error) from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes tensors as safetensors, as :func:`write_atomic` does.
+
+    Raises:
+        StorageError: if the disk is full, or the place cannot be written.
+    """
+    copies = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    write_atomic(path, safetensors_torch.save(copies))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Reads a safetensors file whole, so that it may be replaced while its tensors are in use.
+
+    Raises:
+        StorageError: if there is none, or it is damaged.
+    """
+    try:
+        return safetensors_torch.load(path.read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise StorageError(f"{path} is damaged: {error}") from error
 
 
 def cannot_write(path: Path, error: OSError) -> StorageError:

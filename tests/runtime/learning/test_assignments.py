@@ -18,14 +18,20 @@ from morphir.runtime.learning.learner import Learner
 cross_entropy = partial(F.cross_entropy, reduction="none")
 
 
-class Masked(nn.Module):
-    """A mask by assignment beside the channels, and an assignment to places of the channels in a region."""
-
+class OutOfPlace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 3, padding=1)
         self.mid = nn.Conv2d(4, 5, 3, padding=1)
         self.head = nn.Linear(5, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        k = self.mid(self.stem(x).sigmoid())
+        return self.head((k + k.tanh()).tanh().mean((2, 3)))
+
+
+class Masked(OutOfPlace):
+    """A mask by assignment beside the channels, and an assignment to places of the channels in a region."""
 
     def forward(self, x: Tensor) -> Tensor:
         mask = x.new_zeros((x.size(2), x.size(3)))
@@ -42,18 +48,6 @@ def test_q_is_the_derivative_of_the_summed_loss(check_scores: Callable[..., Any]
     checked = check_scores(Masked().double(), torch.randn(2, 3, 8, 8, dtype=torch.float64))
     assert checked.spaces == ("stem", "mid")
     assert checked.visible == checked.groups == 6
-
-
-class OutOfPlace(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.mid = nn.Conv2d(4, 5, 3, padding=1)
-        self.head = nn.Linear(5, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        k = self.mid(self.stem(x).sigmoid())
-        return self.head((k + k.tanh()).tanh().mean((2, 3)))
 
 
 class InPlace(OutOfPlace):

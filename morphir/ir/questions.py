@@ -164,28 +164,26 @@ class Questions(fx.Tracer):
         return iter([cast("Any", obj)[at] for at in range(count)])
 
     def assign(self, obj: fx.Proxy, index: Any, value: Any) -> None:
-        """Records ``value[index] = ...``, where no other value of the program sees it.
+        """Records ``value[index] = ...``; who else may see it is known at the end of the trace.
 
         Raises:
-            TraceError: if the tensor shares its memory with another value: what else the assignment changes
-                is not in the program.
+            TraceError: if the tensor is no value of the program's own.
         """
         if not isinstance(self._value(obj), torch.Tensor):
             raise fx_proxy.TraceError("an item is assigned to something else than a tensor")
-        if (other := next(iter(self.example.sharing(obj.node, obj.node)), None)) is not None:
-            raise fx_proxy.TraceError(
-                f"an item is assigned to a tensor that shares its memory with {describe(other)}"
-            )
+        for other in (obj.node, *self.example.sharing(obj.node, obj.node)):
+            if other.op in {"placeholder", "get_attr"}:
+                raise fx_proxy.TraceError(f"an item of {describe(other)} is assigned to")
         self.create_proxy("call_function", operator.setitem, (obj, index, value), {})
 
     def stale_read(self, program: fx.Graph) -> tuple[fx.Node, fx.Node] | None:
-        """Returns an assignment, and a view of what it changes that was taken before and is read after it."""
+        """Returns an assignment, and another value that shares its memory and is read after it."""
         assignments = [node for node in program.nodes if node.target is operator.setitem]
         last = next(node for node in reversed(program.nodes) if node.op != "output")
         for assignment in assignments:
-            for view in self.example.sharing(assignment.args[0], last):
-                if view < assignment and any(assignment < reader for reader in view.users):
-                    return assignment, view
+            for other in self.example.sharing(assignment.args[0], last):
+                if other < assignment and any(assignment < reader for reader in other.users):
+                    return assignment, other
         return None
 
     def forget_erased(self, left: set[fx.Node]) -> None:

@@ -92,7 +92,7 @@ class Tracer(Questions):
         return program
 
     def _refuse_stale_reads(self, program: fx.Graph) -> None:
-        """Keeps a module whole whose assignment another value sees.
+        """Keeps the function or module whole whose assignment another value sees.
 
         Raises:
             StartAgain: if there is one.
@@ -101,8 +101,11 @@ class Tracer(Questions):
         found = self.stale_read(program)
         if found is None:
             return
-        assignment, view = found
-        reason, path = f"{describe(view)} sees an assignment to an item", innermost_module(assignment)
+        assignment, other = found
+        if assignment.meta.get("opened") in self.opened:
+            self.opened.discard(assignment.meta["opened"])
+            raise StartAgain
+        reason, path = f"{describe(other)} sees an assignment to an item", innermost_module(assignment)
         if not path or path in self.opaque:
             raise TraceError(reason, node=assignment.name, source=source_of(assignment), hint=_OUT_OF_PLACE)
         self.failures[path] = Failure(reason, source_of(assignment))

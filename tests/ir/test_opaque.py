@@ -100,7 +100,7 @@ MODULES = [
     (Branches, "control flow", Branches, 1),
     (Item, "depends on tensor values", Item, 1),
     (Selects, "depends on tensor values", Selects, 1),
-    (Writes, "shares its memory", Writes, 2),
+    (Writes, "sees an assignment", Writes, 2),
     (StraightThrough, "Sign has a gradient of its own", StraightThrough, 1),
     (scripted, "ScriptModule", None, 0),
 ]

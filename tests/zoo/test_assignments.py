@@ -91,7 +91,7 @@ class Edge(nn.Module):
 def test_an_item_of_a_view_assigned_to() -> None:
     """What else the assignment changes is not in the program, so the module that does it is kept whole."""
     model = nn.Sequential(conv(3, 4), Edge(), conv(4, 2))
-    with pytest.warns(MorphirWarning, match=r"Edge at '1' .* shares its memory with .* \(test_assignments"):
+    with pytest.warns(MorphirWarning, match=r"Edge at '1' .* sees an assignment .*\(test_assignments"):
         graph = trace(model, torch.randn(2, 3, 8, 8))
     assert {verdict.code for verdict in graph.spaces["0"].verdicts} == {"opaque-module"}
 
@@ -345,3 +345,18 @@ def test_wrapped_functions_that_differ_at_other_widths(
     assert caught.value.code == "does-not-follow"
     assert "test_assignments.py:" in str(caught.value)
     assert torch.equal(graph(x), before)
+
+
+def test_items_of_a_tensor_of_several_names(prove: Prove) -> None:
+    """An in-place operator's result, a view: other names of one memory, which nothing reads afterwards."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.act(net.stem(x)).contiguous()
+        h[:, :, 0] = 0
+        flat = h.view(h.size(0), h.size(1), -1)
+        flat[..., :3] = 1
+        return net.head(flat.unsqueeze(3))
+
+    prove(
+        forward, {"stem": "4 exact"}, onnx=True, stem=conv(3, 4), act=nn.ReLU(inplace=True), head=conv(4, 2)
+    )

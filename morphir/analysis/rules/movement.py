@@ -71,14 +71,18 @@ def _told_apart(layers: Sequence[Layer], facts: Facts, node: str) -> Layers:
 
 
 def _moved_outputs(op: Operation, layer: Layer) -> list[Layer]:
-    """Moves a layer; one that holds a channel several times side by side by its positions.
+    """Moves a layer, by its positions where its labels do not tell: a channel may be there several times.
 
-    Labels that do not differ would not tell along which dimension the channel came to lie.
+    Copies of one channel side by side do not vary, so that nothing would say along which dimension they lie.
     """
     if not _is_repeated(layer):
-        return _moved(op, layer)
-    labels = compact(layer)
-    positions = torch.arange(labels.numel()).reshape(labels.shape).expand(layer.shape)
+        results, count = _moved(op, layer), len(label_dims(layer))
+        if all(len(label_dims(result)) >= count for result in results):
+            return results
+    labels, dims = compact(layer), label_dims(layer)
+    positions = torch.arange(labels.numel()).reshape(labels.shape)
+    strides = [stride if dim in dims else 0 for dim, stride in enumerate(positions.stride())]
+    positions = positions.as_strided(layer.shape, strides)
     return [_labelled(moved, labels.reshape(-1)) for moved in _moved(op, positions)]
 
 

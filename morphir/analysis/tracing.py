@@ -13,6 +13,7 @@ from morphir.analysis.spaces import Labelling, label
 from morphir.analysis.wrapped_functions import not_alike, unlike
 from morphir.errors import AnalysisError, MorphirWarning, TraceError
 from morphir.ir.channels import Limits, Verdict
+from morphir.ir.garbage import collected_later
 from morphir.ir.graph import Graph
 from morphir.ir.opaque import Failure, innermost_module, values_reason
 from morphir.ir.source import source_of
@@ -39,8 +40,9 @@ def trace(model: object, example_inputs: ExampleArgument) -> Graph:
     while True:
         graph = trace_program(model, example_inputs, whole, opened)  # pyright: ignore[reportArgumentType]
         try:
-            labelling = label(graph)
-            graph.attach(labelling.layer())
+            with collected_later():
+                labelling = label(graph)
+                graph.attach(labelling.layer())
             unlike_calls = not_alike(graph)
             if closed := _closed(graph, unlike_calls) - opened:
                 opened |= closed

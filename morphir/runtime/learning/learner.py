@@ -32,6 +32,7 @@ from morphir.runtime.learning.model_pass import Loss, Pass, detached, run_backwa
 from morphir.runtime.learning.theta import Theta, group_kernels, initial_thetas
 
 _FUSED_ADAM = frozenset({"cpu", "cuda", "mps", "xpu"})
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 _GRADIENT_SHARES = 8
 """Adam moves thetas as soon as so small a share of all gradients is there: they need not all be held."""
 _FEW_GRADIENTS = 1 << 20
@@ -229,9 +230,14 @@ class Learner:
             with torch.no_grad():
                 theta.value.copy_(_tensor(state, f"theta/{key}"))
             if self._adam is not None and f"adam/step/{key}" in state:
+                step = _tensor(state, f"adam/step/{key}").to(theta.value.device, copy=True)
+                moments = {name: _tensor(state, f"adam/{name}/{key}") for name in _MOMENTS}
                 self._adam.state[theta.value] = {
-                    name: _tensor(state, f"adam/{name}/{key}").to(theta.value.device, copy=True)
-                    for name in ("step", "exp_avg", "exp_avg_sq")
+                    "step": step,
+                    **{
+                        name: theta.laid_out(moment.to(theta.value.device, copy=True))
+                        for name, moment in moments.items()
+                    },
                 }
 
     @property

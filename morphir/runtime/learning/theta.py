@@ -74,7 +74,17 @@ class Theta:
 
     def set_gradient(self, gradient: torch.Tensor) -> None:
         """Hands the optimizer its gradient."""
-        self.value.grad = gradient if self.mask is None else gradient * self.mask
+        self.value.grad = self.laid_out(gradient if self.mask is None else gradient * self.mask)
+
+    def laid_out(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns a tensor of theta's shape with theta's strides.
+
+        Fused Adam on a CPU pairs the entries of theta, gradient and moments by their place in memory,
+        whatever their strides; a convolution's weight gradient often comes in channels-last.
+        """
+        if tensor.stride() == self.value.stride():
+            return tensor
+        return torch.empty_like(self.value, requires_grad=False).copy_(tensor)
 
     def of_group(self, group: int) -> torch.Tensor:
         """Returns one group's theta: the kernel of its one output channel, or ``[m, ...]`` in row order."""

@@ -176,6 +176,74 @@ def test_resuming_is_bit_identical(curvature: str) -> None:
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
 
 
+def _wide(dtype: torch.dtype) -> tuple[Graph, list[tuple[torch.Tensor, torch.Tensor]]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(16 * 64, CLASSES),
+    )
+    batches = [_batch(8, torch.float64) for _ in range(4)]
+    graph = trace(model.to(dtype), torch.zeros(2, 3, 8, 8, dtype=dtype))
+    return graph, [(images.to(dtype), labels) for images, labels in batches]
+
+
+FORMATS = torch.contiguous_format, torch.channels_last
+
+
+@pytest.mark.parametrize(("own", "gradients_own"), [FORMATS, FORMATS[::-1], FORMATS[:1] * 2])
+def test_theta_moves_as_plain_adam_moves_it_whatever_the_gradients_strides(
+    own: torch.memory_format, gradients_own: torch.memory_format
+) -> None:
+    """Against Adam's update written out in float64; a convolution chooses its gradient's format."""
+    graph, batches = _wide(torch.float32)
+    graph.to(memory_format=own)  # pyright: ignore[reportCallIssue]
+    learner = Learner(graph, functional.cross_entropy, lr=1e-2)
+    theta = learner.thetas["2"]["2.weight"]
+    gradients: list[torch.Tensor] = []
+    set_gradient = type(theta).set_gradient
+    expected = theta.value.detach().double().contiguous()
+    first, second = torch.zeros_like(expected), torch.zeros_like(expected)
+
+    def noted(self: Any, gradient: torch.Tensor) -> None:
+        if self is theta:
+            gradients.append(gradient.double().contiguous())
+            gradient = gradient.clone(memory_format=gradients_own)
+        set_gradient(self, gradient)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(theta), "set_gradient", noted)
+        for batch in batches:
+            learner.step(*batch)
+    for step, gradient in enumerate(gradients, start=1):
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient.square()
+        size = (second / (1 - 0.999**step)).sqrt() + 1e-8
+        expected = expected - 1e-2 * first / (1 - 0.9**step) / size
+    assert len(gradients) == len(batches)
+    torch.testing.assert_close(theta.value.detach().double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_state_without_strides_continues_a_channels_last_learner() -> None:
+    """Files hold every tensor in row-major order."""
+    graph, batches = _wide(torch.float32)
+    graph.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    whole = Learner(graph, functional.cross_entropy)
+    whole.step(*batches[0])
+    saved = {k: v.contiguous() if isinstance(v, torch.Tensor) else v for k, v in whole.state_dict().items()}
+    resumed = Learner(graph, functional.cross_entropy, seed=7)
+    resumed.load_state_dict(saved)
+    for batch in batches[1:]:
+        whole.step(*batch)
+        resumed.step(*batch)
+    for key, value in whole.state_dict().items():
+        other = resumed.state_dict()[key]
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+
+
 def test_state_of_another_graph_is_refused_and_changes_nothing() -> None:
     learner = Learner(_graph(), functional.cross_entropy)
     other = trace(nn.Sequential(nn.Conv2d(3, 7, 3), nn.ReLU(), nn.Conv2d(7, 2, 3)), torch.zeros(2, 3, 8, 8))

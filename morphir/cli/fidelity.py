@@ -26,6 +26,7 @@ from morphir.runtime.fidelity.learners import Problem
 from morphir.runtime.fidelity.plots import plot_estimates, plot_gains
 from morphir.runtime.fidelity.study import PRUNES, Measured, Study, agreement, by_space
 from morphir.runtime.growing.config import GrowthConfig
+from morphir.runtime.growing.recalibration import recalibrate
 from morphir.runtime.growing.run_state import new_optimizer
 from morphir.runtime.growing.training import LossMeter, Placement, evaluate, train_epoch
 from morphir.runtime.learning.curvature import CURVATURES, curvature
@@ -106,6 +107,7 @@ def command(
     graph.to(placement.device)
     epochs = (0 if is_run(model) else _TRAIN_EPOCHS) if train_epochs is None else train_epochs
     _train(graph, dataset, config, placement, epochs)
+    recalibrate(graph, _epoch(dataset, config, placement, 0), placement, config.recalibration_batches)
     batches = eval_loader(dataset, device=placement.device)
     held_back = list(islice(batches, -(-images // batches.batch_size)))
     typer.echo(_evaluation(graph, held_back, placement))
@@ -117,6 +119,8 @@ def command(
         placement,
         epochs=learn_epochs,
         lr=config.theta_lr,
+        absolute_lr=config.theta_lr_absolute,
+        schedule=config.theta_lr_schedule,
         scale=config.theta_scale,
         seed=seed,
     )

@@ -30,6 +30,7 @@ class Theta:
         rows: For every group, its rows of ``value`` along ``out_axis``.
         value: theta, of the shape of the kernel's own rows, in float32 at least; requires grad.
         mask: 1 on the rows that can be split, broadcastable; None where all can.
+        unit: Root mean square of the kernel's own rows; 1 where they have no values.
     """
 
     space: str
@@ -38,6 +39,7 @@ class Theta:
     rows: tuple[tuple[int, ...], ...]
     value: torch.Tensor
     mask: torch.Tensor | None
+    unit: float
 
     @staticmethod
     def initial(
@@ -66,11 +68,13 @@ class Theta:
         mask = _mask(space, rows, kernel, producer.out_axis)
         dtype = torch.float32 if kernel.dtype in _HALF else kernel.dtype
         noise = torch.randn(kernel.shape, generator=generator, dtype=torch.float64).to(kernel.device, dtype)
-        value = noise * (scale * kernel.to(dtype).square().mean().sqrt())
+        size = kernel.to(dtype).square().mean().sqrt()
+        value = noise * (scale * size)
         value = value if mask is None else value * mask
         # The kernel's memory format, which theta's convolutions then share.
         value = torch.empty_like(kernel, dtype=dtype).copy_(value).requires_grad_()
-        return Theta(space.name, producer.parameter, producer.out_axis, rows, value, mask)
+        unit = 1.0 if size.is_meta else float(size)
+        return Theta(space.name, producer.parameter, producer.out_axis, rows, value, mask, unit)
 
     def set_gradient(self, gradient: torch.Tensor) -> None:
         """Hands the optimizer its gradient."""

@@ -64,7 +64,9 @@ class GrowthConfig(BaseModel):
     learn_curvature: str = Field(
         "auto", description="curvature term that theta is learned against; auto is mixed, or batch"
     )
-    score_curvature: str = Field("auto", description="curvature term of the scores; auto is fisher, or batch")
+    score_curvature: str = Field(
+        "auto", description="curvature term of the scores; auto is scaled-fisher, or batch"
+    )
 
     splits: bool = Field(True, description="whether channels may be split")
     prunes: bool = Field(True, description="whether channels may be pruned")
@@ -80,6 +82,11 @@ class GrowthConfig(BaseModel):
         (1.0, 0.7, 0.5, 0.35, 0.25),
         min_length=1,
         description="factors on theta that a whole selection is tried with; one alone is taken as it is",
+    )
+    theta_halvings: int = Field(
+        6,
+        ge=0,
+        description="how often the smallest factor is halved, then the selection, while the loss rises",
     )
     trial_batches: int = Field(8, ge=1, description="training batches to try the factors on")
     recalibration_batches: int = Field(
@@ -175,6 +182,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "score_curvature": "batch",
         "lambda_parameters": 3e-7,
         "theta_factors": (1.0,),
+        "theta_halvings": 0,
         "recalibration_batches": 0,
         "final_epochs": 600,
         "final_lr_schedule": "steps",

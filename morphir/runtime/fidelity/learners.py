@@ -78,18 +78,26 @@ class Problem:
                 done = (epoch + (step / steps if steps else 0.0)) / self.epochs
                 yield done, self.placement.move(inputs), self.placement.move(targets)
 
-    def learner(self, curvature: str) -> Learner:
-        """Returns the learner of these splits."""
+    def learner(self, curvature: str, score: str = "auto") -> Learner:
+        """Returns the learner of these splits; of all where no places are named."""
         return Learner(
             self.graph,
             self.loss,
             learn_curvature=curvature,
+            score_curvature=score,
             lr=self.lr,
             absolute_lr=self.absolute_lr,
             init_scale=self.scale,
-            spaces=list(dict.fromkeys(space for space, _ in self.places)),
+            spaces=list(dict.fromkeys(space for space, _ in self.places)) or None,
             seed=self.seed,
         )
+
+    def teach(self, learner: Learner) -> None:
+        """Lets a learner learn for all epochs, as a growth run does."""
+        for done, inputs, targets in self.progress():
+            learner.lr = theta_rate(self.lr, self.schedule, done)
+            with self.placement.autocast():
+                learner.step(inputs, targets)
 
 
 class ThetaLearner(ABC):
@@ -123,10 +131,7 @@ class GaussNewton(ThetaLearner):
     def learn(self, problem: Problem) -> Splits:
         """One pass over the data an epoch, whatever the number of splits."""
         learner = problem.learner(self.curvature)
-        for done, inputs, targets in problem.progress():
-            learner.lr = theta_rate(problem.lr, problem.schedule, done)
-            with problem.placement.autocast():
-                learner.step(inputs, targets)
+        problem.teach(learner)
         return _splits(learner, problem.places)
 
 

@@ -17,13 +17,14 @@ from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.plan import index_maps
 from morphir.runtime.growing.backtracking import backtracked
+from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.events import GraphRewritten
 from morphir.runtime.growing.following import leave_out_refused
 from morphir.runtime.growing.line_search import scaled
 from morphir.runtime.growing.run_state import Job
-from morphir.runtime.growing.selection import SelectionRules, select
+from morphir.runtime.growing.selection import Selection, SelectionRules, select
 from morphir.runtime.growing.training import evaluate
-from morphir.runtime.learning.learner import Learner
+from morphir.runtime.learning.learner import Learner, Score
 from passes.batch_norm import ReexpressBatchNorm
 from passes.manager import PassManager
 from passes.transform import transform
@@ -32,15 +33,7 @@ from passes.transform import transform
 def rewrite_graph(job: Job, learner: Learner, optimizer: optim.Optimizer, phase: int) -> GraphRewritten:
     """Selects morphisms, applies them to graph and optimizer, and re-expresses batch norm on data."""
     graph, scores = job.graph, learner.scores()
-    selection = select(
-        scores,
-        widths(graph),
-        SelectionRules.of(job.config),
-        least={name: space.least for name, space in graph.spaces.items()},
-        used=_resources(cost(graph)),
-        measure=lambda morphisms: _resources(cost(graph) + _delta(graph, morphisms)),
-    )
-    selection = leave_out_refused(graph, selection)
+    selection = selected(graph, scores, job.config)
     selection = replace(selection, remarks=(*learner.refused.values(), *selection.remarks))
     if not selection.taken:
         return GraphRewritten(graph, phase, selection, None, (), selection.remarks, tuple(scores))
@@ -50,6 +43,19 @@ def rewrite_graph(job: Job, learner: Learner, optimizer: optim.Optimizer, phase:
     remarks = result.remarks + _reexpress(job, result.index_maps, optimizer)
     remarks = (*remarks, *plan.selection.remarks)
     return GraphRewritten(graph, phase, plan.selection, result, plan.trials, remarks, tuple(scores))
+
+
+def selected(graph: Graph, scores: Sequence[Score], config: GrowthConfig) -> Selection:
+    """Returns the morphisms that a configuration takes of those scored, and that the rewriter can apply."""
+    selection = select(
+        scores,
+        widths(graph),
+        SelectionRules.of(config),
+        least={name: space.least for name, space in graph.spaces.items()},
+        used=_resources(cost(graph)),
+        measure=lambda morphisms: _resources(cost(graph) + _delta(graph, morphisms)),
+    )
+    return leave_out_refused(graph, selection)
 
 
 def _trial_loss(job: Job) -> Callable[[Graph], float]:

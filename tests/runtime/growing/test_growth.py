@@ -51,6 +51,7 @@ CONFIG = GrowthConfig(
     ema=0.2,
     lambda_parameters=2e-4,
     final_epochs=2,
+    final_lr=0.1,
     check_every=2,
     batch_norm_batches=2,
 )

@@ -64,9 +64,7 @@ class GrowthConfig(BaseModel):
     learn_curvature: str = Field(
         "auto", description="curvature term that theta is learned against; auto is mixed, or batch"
     )
-    score_curvature: str = Field(
-        "auto", description="curvature term of the scores; auto is scaled-fisher, or batch"
-    )
+    score_curvature: str = Field("auto", description="curvature term of the scores; auto is fisher, or batch")
 
     splits: bool = Field(True, description="whether channels may be split")
     prunes: bool = Field(True, description="whether channels may be pruned")

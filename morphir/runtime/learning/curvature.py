@@ -101,8 +101,6 @@ CURVATURES: dict[str, Curvature] = {
     "fisher": Curvature(None, sampled=0.5),
     # A third of the paper's term, two thirds of the sampled Fisher's.
     "mixed": Curvature(_third_of_batch, sampled=1 / 3),
-    # The Fisher's term is right for small steps; theta's cross kinks of the layers above (docs/fidelity.md).
-    "scaled-fisher": Curvature(None, sampled=0.3),
     "empirical-fisher": Curvature(_one_half),
     "sample": Curvature(_sample, per_sample=True),
 }

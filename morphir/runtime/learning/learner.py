@@ -78,10 +78,9 @@ class Learner:
             each step.
         loss: ``loss(outputs, targets)`` returns one loss a sample, ``[S]``, or their mean.
         learn_curvature: What theta is learned against: ``"batch"`` (the paper), ``"fisher"``, ``"mixed"``,
-            ``"scaled-fisher"``, ``"empirical-fisher"``, ``"sample"``; ``"auto"`` is ``"mixed"`` for a
+            ``"empirical-fisher"``, ``"sample"``; ``"auto"`` is ``"mixed"`` for a
             classifier (logits ``[S, K]``, integer labels ``[S]``), ``"batch"`` for other outputs or targets.
-        score_curvature: What the scores are estimated with; ``"auto"`` is ``"scaled-fisher"`` or
-            ``"batch"``.
+        score_curvature: What the scores are estimated with; ``"auto"`` is ``"fisher"`` or ``"batch"``.
         lr: Adam's learning rate for theta, relative to its kernel's root mean square (to the nearest power
             of the square root of 2), so that a layer's scale, which a batch norm undoes, does not matter.
             The attribute ``lr`` changes it.
@@ -157,7 +156,7 @@ class Learner:
         with frozen(self.graph), torch.no_grad():
             forward = run_forward(self.lowered, values, targets, self.loss)
             learn = resolved(self.learn_curvature, "mixed", forward.outputs, targets)
-            score = resolved(self.score_curvature, "scaled-fisher", forward.outputs, targets)
+            score = resolved(self.score_curvature, "fisher", forward.outputs, targets)
             _check_losses(forward.run, learn, score)
 
             def work(space: SpaceProgram, run: Pass) -> None:

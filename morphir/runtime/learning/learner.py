@@ -6,7 +6,6 @@ serve all spaces; each then costs one convolution for delta and one for theta's 
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -78,12 +77,11 @@ class Learner:
             each step.
         loss: ``loss(outputs, targets)`` returns one loss a sample, ``[S]``, or their mean.
         learn_curvature: What theta is learned against: ``"batch"`` (the paper), ``"fisher"``, ``"mixed"``,
-            ``"empirical-fisher"``, ``"sample"``; ``"auto"`` is ``"mixed"`` for a
-            classifier (logits ``[S, K]``, integer labels ``[S]``), ``"batch"`` for other outputs or targets.
+            ``"empirical-fisher"``, ``"sample"``; ``"auto"`` is ``"mixed"`` for a classifier (logits
+            ``[S, K]``, integer labels ``[S]``), ``"batch"`` for other outputs or targets.
         score_curvature: What the scores are estimated with; ``"auto"`` is ``"fisher"`` or ``"batch"``.
-        lr: Adam's learning rate for theta, relative to its kernel's root mean square (to the nearest power
-            of the square root of 2), so that a layer's scale, which a batch norm undoes, does not matter.
-            The attribute ``lr`` changes it.
+        lr: Adam's learning rate for theta, relative to its kernel's root mean square, so that a layer's
+            scale, which a batch norm undoes, does not matter. The attribute ``lr`` changes it.
         absolute_lr: Take ``lr`` as it is for every kernel, as the paper does.
         ema: Weight of the newest batch in the scores' moving average; the paper's is (batch / dataset) / 2.
         init_scale: theta's initial root mean square, relative to its kernel's. theta = 0 is stationary.
@@ -358,17 +356,12 @@ def frozen(graph: nn.Module) -> Generator[None]:
 
 
 def _adam(thetas: Sequence[Theta], lr: float, *, absolute: bool) -> torch.optim.Adam:
-    """Returns Adam with one group of thetas for each unit of the learning rate; each group costs a call."""
+    """Returns Adam with one group of thetas for each unit of the learning rate."""
     units: dict[float, list[torch.Tensor]] = {}
     for theta in thetas:
-        units.setdefault(1.0 if absolute else _rounded(theta.unit), []).append(theta.value)
+        units.setdefault(1.0 if absolute else theta.unit, []).append(theta.value)
     groups = [{"params": values, "lr": lr * unit, "unit": unit} for unit, values in units.items()]
     return torch.optim.Adam(groups, fused=thetas[0].value.device.type in _FUSED_ADAM)
-
-
-def _rounded(unit: float) -> float:
-    """Returns the nearest power of the square root of 2."""
-    return 2.0 ** (round(2 * math.log2(unit)) / 2) if unit > 0 else 0.0
 
 
 def _check_losses(run: Pass, learn: Curvature, score: Curvature) -> None:

@@ -363,8 +363,8 @@ _MISSED = (
     Code(
         "not-believable",
         "missed",
-        "with all others at once the loss rises by more than was estimated",
-        "lower best_fraction, or raise theta_halvings",
+        "with the others at once the loss rises by more than was estimated",
+        "lower best_fraction",
     ),
     Code(
         "over-budget",

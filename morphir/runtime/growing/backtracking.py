@@ -2,8 +2,9 @@
 
 Each change of the loss is estimated as if its morphism were alone. Applied together they repair the same
 errors, and overshoot: in a deep network the loss can rise far above what it was. So the whole plan is applied
-to copies of the graph, and the loss on a few batches is its joint estimate. Where that is above what the
-plan's prunes alone are estimated to cost, theta is halved; and where that does not help, the plan is.
+to copies of the graph, and the loss on a few batches is its joint estimate. It may rise by what the plan's
+prunes are estimated to cost. Splits change nothing at theta = 0, so what the prunes do together is measured
+first, and the worse half of them left out while it is more; then theta is halved while the whole does more.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 from morphir.ir.graph import Graph
 from morphir.ir.remarks import Remark
@@ -20,8 +20,6 @@ from morphir.runtime.growing.selection import Selection
 from morphir.runtime.learning.learner import Score
 
 LossOf = Callable[[Graph], float]
-_MOST_CUTS = 3
-"""How often the plan itself may be halved."""
 
 
 @dataclass(frozen=True)
@@ -52,27 +50,22 @@ def tried(graph: Graph, selection: Selection, factors: Sequence[float], loss_of:
 def backtracked(
     graph: Graph, selection: Selection, factors: Sequence[float], halvings: int, loss_of: LossOf
 ) -> Plan:
-    """Tries the given factors, then smaller ones, then smaller plans, until one is believable.
+    """Leaves prunes out until they are believable; tries the given factors, then smaller ones until one is.
 
     Args:
         graph: Left as it is.
-        selection: What is to be applied; the best of each space come first.
+        selection: What is to be applied.
         factors: The factors on theta to start with.
-        halvings: How often the smallest factor may be halved for one plan; 0 tries the factors alone.
+        halvings: How often the smallest factor may be halved; 0 tries the factors alone, with all prunes.
         loss_of: Evaluates a graph: the joint estimate is its loss less that of ``graph``.
 
     Returns:
-        The first believable plan; the smallest that was tried where none is.
+        The first believable plan; that with the best of all factors where none is.
     """
     if not halvings:
         return tried(graph, selection, factors, loss_of)
     before = loss_of(graph)
-    for _ in range(_MOST_CUTS):
-        plan = _fitted(graph, selection, factors, halvings, loss_of, before)
-        smaller = _halved(selection)
-        if believable(plan, before) or len(smaller.taken) == len(selection.taken):
-            return plan
-        selection = smaller
+    selection = _with_believable_prunes(graph, selection, loss_of, before)
     return _fitted(graph, selection, factors, halvings, loss_of, before)
 
 
@@ -108,19 +101,26 @@ def _fitted(
     return plan
 
 
-def _halved(selection: Selection) -> Selection:
-    """Returns the better half of each space's morphisms, rounded up."""
-    kept: list[Score] = []
-    dropped: list[Remark] = []
-    for _, members in groupby(selection.taken, key=lambda score: score.morphism.space):
-        own = list(members)
-        middle = (len(own) + 1) // 2
-        kept += own[:middle]
-        dropped += map(_remark, own[middle:])
-    return replace(selection, taken=tuple(kept), remarks=(*selection.remarks, *dropped))
+def _with_believable_prunes(graph: Graph, selection: Selection, loss_of: LossOf, before: float) -> Selection:
+    while selection.count("prune"):
+        prunes = [m for m in selection.morphisms if m.kind == "prune"]
+        (alone,) = search(graph, prunes, (1.0,), loss_of)
+        if alone.loss - before <= _price(selection):
+            break
+        selection = _with_half_the_prunes(selection)
+    return selection
+
+
+def _with_half_the_prunes(selection: Selection) -> Selection:
+    """Leaves out the prunes that are estimated to cost most, half of them rounded up."""
+    prunes = [score for score in selection.taken if score.morphism.kind == "prune"]
+    dropped = sorted(prunes, key=lambda score: score.delta_loss)[len(prunes) // 2 :]
+    left_out = set(map(id, dropped))
+    kept = tuple(score for score in selection.taken if id(score) not in left_out)
+    return replace(selection, taken=kept, remarks=(*selection.remarks, *map(_remark, dropped)))
 
 
 def _remark(score: Score) -> Remark:
     morphism = score.morphism
-    message = f"{morphism.kind}: with all others at once the loss rises by more than was estimated"
+    message = f"{morphism.kind}: with the others at once the loss rises by more than was estimated"
     return Remark("missed", "not-believable", message, morphism.space, morphism.index)

@@ -84,7 +84,7 @@ class GrowthConfig(BaseModel):
     theta_halvings: int = Field(
         6,
         ge=0,
-        description="how often the smallest factor is halved, then the selection, while the loss rises",
+        description="how often the smallest factor is halved while the loss rises; 0 keeps all prunes too",
     )
     trial_batches: int = Field(8, ge=1, description="training batches to try the factors on")
     recalibration_batches: int = Field(

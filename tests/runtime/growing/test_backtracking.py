@@ -76,24 +76,28 @@ def test_a_believable_plan_is_taken_with_its_best_factor() -> None:
     assert plan.selection.count("split") == 2
 
 
-def test_the_better_half_of_a_space_stays_where_theta_does_not_help() -> None:
+def test_theta_ends_small_where_nothing_helps() -> None:
     graph = network()
-    chosen = selection(*map(split, (0, 3, 1, 4, 2)))
-    loss_of, _ = recorded(graph, lambda factor, new: float(new > 2))
-    plan = backtracked(graph, chosen, (1.0,), 1, loss_of)
-    assert [morphism.index for morphism in plan.selection.morphisms] == [0, 3]
-    assert {r.code for r in plan.selection.remarks} == {"not-believable"}
-    assert sorted(r.index for r in plan.selection.remarks if r.index is not None) == [1, 2, 4]
-    never, _ = recorded(graph, lambda factor, new: float(new))
-    assert len(backtracked(graph, chosen, (1.0,), 1, never).selection.taken) == 1
+    loss_of, _ = recorded(graph, lambda factor, new: float(new))
+    plan = backtracked(graph, selection(split(0), split(3)), (1.0,), 2, loss_of)
+    assert [trial.factor for trial in plan.trials] == [1.0, 0.5, 0.25]
+    assert plan.selection.count("split") == 2
 
 
-@pytest.mark.parametrize(("estimate", "kept"), [(0.3, 4), (0.1, 2)])
-def test_prunes_may_cost_what_they_are_estimated_to_cost(estimate: float, kept: int) -> None:
+@pytest.mark.parametrize(("most", "kept"), [(4, [1, 2, 3, 4]), (2, [2, 4]), (1, [4]), (0, [])])
+def test_prunes_are_left_out_while_they_cost_more_than_estimated(most: int, kept: list[int]) -> None:
+    """The cheapest stay, whatever their order; splits stay in any case."""
     graph = network()
-    chosen = selection(*((Prune("0", index), estimate / 4) for index in (1, 2, 3, 4)))
-    loss_of, _ = recorded(graph, lambda factor, new: 0.05 * new * new / 4 if new else 0.0)
-    assert len(backtracked(graph, chosen, (1.0, 0.5), 6, loss_of).selection.taken) == kept
+    costs = {1: 0.3, 2: 0.2, 3: 0.4, 4: 0.1}
+    chosen = selection(split(0), *((Prune("0", index), cost) for index, cost in costs.items()))
+    loss_of, _ = recorded(graph, lambda factor, new: 5.0 if -new > most else 0.0)
+    plan = backtracked(graph, chosen, (1.0, 0.5), 6, loss_of)
+    assert [m.index for m in plan.selection.morphisms if m.kind == "prune"] == kept
+    assert plan.selection.count("split") == 1
+    assert {r.code for r in plan.selection.remarks} == ({"not-believable"} if most < 4 else set())
+    assert sorted(r.index for r in plan.selection.remarks if r.index is not None) == sorted(
+        set(costs) - set(kept)
+    )
 
 
 def test_nothing_is_evaluated_for_the_papers_way() -> None:

@@ -49,13 +49,8 @@ class PendingRewrite:
     def nodes(self) -> frozenset[str]:
         """Returns the names of the nodes that make, hold or read the spaces' channels."""
         changed = {index_map.space for index_map in self.maps}
-        holding = {
-            name
-            for name, values in self.graph.channels.values.items()
-            if any(layout.space in changed for value in values for layout in value.layouts)
-        }
-        reading = {consumer.node for space in self.spaces for consumer in space.consumers}
-        return frozenset(holding | reading)
+        touched = self.graph.channels.touched_spaces()
+        return frozenset(node for node, spaces in touched.items() if spaces & changed)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from morphir.runtime.growing.selection import SelectionRules, select
 from morphir.runtime.growing.training import evaluate
 from morphir.runtime.learning.learner import Learner
 from passes.batch_norm import ReexpressBatchNorm
+from passes.instruments import active, tell_all
 from passes.manager import PassManager
 from passes.transform import transform
 
@@ -40,6 +41,7 @@ def rewrite_graph(job: Job, learner: Learner, optimizer: optim.Optimizer, phase:
     )
     selection = leave_out_refused(graph, selection)
     selection = replace(selection, remarks=(*learner.refused.values(), *selection.remarks))
+    tell_all(lambda instrument: instrument.on_remarks("selection", selection.remarks), active())
     if not selection.taken:
         return GraphRewritten(graph, phase, selection, None, (), selection.remarks, tuple(scores))
     trials = _try_factors(job, selection.morphisms)

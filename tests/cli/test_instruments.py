@@ -18,6 +18,7 @@ from typer.testing import Result
 
 from morphir.cli.app import app
 from morphir.cli.instruments import _OPTIONS, InspectableCommand
+from terminal import Terminal
 
 Invoke = Callable[..., Result]
 PAGE = Path(__file__).parent.parent.parent / "docs" / "debugging.md"
@@ -197,6 +198,19 @@ def test_the_pages_walk_finds_the_bug(
         r"VerificationError: rewrite 4 \(widen: .*\n(.*\n)*.*at: %head \(widen.py:\d+\)", checked
     )
     assert "it fails as it did" in shown["morphir reproduce failures/failure-001"]
+
+
+def test_what_the_page_types_into_pdb_is_answered_as_it_shows() -> None:
+    pages = r"^(morphir [^\n]*--break-on[^\n]*)\n```\n\n```\n(\(Pdb\).*?)```"
+    ((command, session),) = re.findall(pages, PLAIN, re.MULTILINE | re.DOTALL)
+    pdb = Terminal("-m", *shlex.split(command), PYTHONBREAKPOINT="pdb.set_trace")
+    pdb.answer()
+    asked = re.findall(r"^\(Pdb\) (.*)\n((?:(?!\(Pdb\)).*\n)*)", session, re.MULTILINE)
+    assert [line for line, _ in asked] == ["p space", "p index_map", "bt"]
+    for line, promised in asked:
+        assert promised.strip() in pdb.ask(line)
+    pdb.ask("c")  # the same space's prune comes next
+    assert "2 ok, 0 refused, 0 failed" in pdb.end("c")
 
 
 @pytest.mark.parametrize("line", COMMANDS)

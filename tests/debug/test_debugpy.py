@@ -11,7 +11,7 @@ import pytest
 
 from debug.dap import Client
 from debug.places import SCRIPT, Place, Places
-from debug.terminal import paths
+from terminal import paths
 
 pytest.importorskip("debugpy", reason="debugpy is not installed")
 

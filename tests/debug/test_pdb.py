@@ -8,7 +8,7 @@ import pytest
 
 from debug import small
 from debug.places import SCRIPT, Places
-from debug.terminal import Terminal, paths
+from terminal import Terminal, paths
 
 
 @pytest.mark.parametrize("place", ["space=0", "rewrite=1", "node=_1"])

@@ -90,10 +90,10 @@ class Rewriter:
         self._try_wrapped_functions(maps)
         self._replace_tensors(rewritten.axes, maps, before)
         self.graph.attach(rewritten.layer)
-        self.graph.recompile()
         delta = _count_parameters(self.graph) - count
         rewrite = Rewrite(pending.number, pending.name, pending.morphisms, maps, delta)
         self.graph.record(rewrite)
+        self.graph.recompile()
         return rewrite
 
     def _try_wrapped_functions(self, maps: Sequence[IndexMap]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ["MORPHIR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / "morphir-tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

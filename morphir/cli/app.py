@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from exporters.source.text import morphir_version
 from morphir.cli import debug, export, fidelity, grow, inspection, report, reproduce, verify
-from morphir.cli.instruments import inspectable
+from morphir.cli.instruments import InspectableCommand, inspectable
 from morphir.errors import MorphirError
 
 INTERRUPTED = 130
@@ -48,14 +48,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("grow")(inspectable(grow.command))
+app.command("grow", cls=InspectableCommand)(inspectable(grow.command))
 app.command("inspect")(inspection.command)
 app.command("export")(export.command)
-app.command("fidelity")(fidelity.command)
+app.command("fidelity", cls=InspectableCommand)(inspectable(fidelity.command))
 app.command("report")(report.command)
-app.command("verify")(inspectable(verify.command))
-app.command("debug")(debug.command)
-app.command("reproduce")(reproduce.command)
+app.command("verify", cls=InspectableCommand)(inspectable(verify.command))
+app.command("debug", cls=InspectableCommand)(inspectable(debug.command))
+app.command("reproduce", cls=InspectableCommand)(inspectable(reproduce.command))
 
 
 def _print_version(wanted: bool) -> None:

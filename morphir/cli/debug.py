@@ -99,8 +99,7 @@ def _data(subject: str, session: Session) -> Callable[[], Inputs] | None:
 
 def _work(shell: Shell, script: Path | None) -> None:
     if script is None and sys.stdin.isatty():
-        shell.do_where("")
-        shell.cmdloop()
+        _talk(shell)
         return
     for line in _lines(script):
         typer.echo(f"{shell.prompt}{line}")
@@ -108,6 +107,20 @@ def _work(shell: Shell, script: Path | None) -> None:
             break
     if shell.failures:
         raise typer.Exit(1)
+
+
+def _talk(shell: Shell) -> None:
+    """Reads commands from a terminal; Ctrl-C drops the line that is typed, and ends no session."""
+    shell.do_where("")
+    intro: str | None = shell.intro
+    while True:
+        try:
+            shell.cmdloop(intro)
+        except KeyboardInterrupt:
+            typer.echo("")
+            intro = ""
+        else:
+            return
 
 
 def _lines(script: Path | None) -> Iterable[str]:

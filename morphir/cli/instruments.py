@@ -1,6 +1,7 @@
 """Options that every command which runs passes has: print, verify, time, dump, stop.
 
-What they print goes to standard error, so that a command's own output stays what it is.
+What they print goes to standard error, so that a command's own output stays what it is. Where a value may be
+left out, it takes ``=``: ``--print-ir-after=split-channels``; the option alone means all.
 """
 
 from __future__ import annotations
@@ -8,25 +9,29 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from morphir.cli.models import ModelSpec, default_image_size
 from morphir.cli.runs import is_run, read_run
 from morphir.errors import MorphirError
 from morphir.runtime.history.preserving import VerifyOutputs
+from morphir.runtime.history.store import HistoryStore
 from morphir.runtime.reproduction.writing import WriteReproducer
 from passes.instruments import Instrument, PipelineStopped, instrumented
 from passes.instruments.breaking import BreakOn
-from passes.instruments.observing import PrintRemarks, TimePasses, VerifyEach
+from passes.instruments.observing import NameUnmet, PrintRemarks, TimePasses, VerifyEach
 from passes.instruments.printing import ALL, DumpIR, PrintIR
 from passes.instruments.stopping import StopAfterRewrite
 
 Model = Callable[[], Mapping[str, Any] | None]
 _PANEL = "Inspection of passes"
+_ALL = "all"
 _REMARKS = ("applied", "missed", "refused")
 
 
@@ -36,11 +41,13 @@ def _option(help_text: str, *names: str, metavar: str | None = None) -> Any:
 
 _OPTIONS: dict[str, tuple[Any, Any]] = {
     "print_ir_before": (
-        Annotated[list[str] | None, _option("Print the IR before this pass, or all.", metavar="PASS")],
+        Annotated[
+            list[str] | None, _option("Print the IR before each pass, or this one.", metavar="[=PASS]")
+        ],
         None,
     ),
     "print_ir_after": (
-        Annotated[list[str] | None, _option("Print the IR after this pass, or all.", metavar="PASS")],
+        Annotated[list[str] | None, _option("Print the IR after each pass, or this one.", metavar="[=PASS]")],
         None,
     ),
     "print_changed": (
@@ -57,8 +64,8 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[
             list[str] | None,
             _option(
-                "Stop in a debugger before pass=, rewrite=, space= or node=; may be given again.",
-                metavar="KIND=NAME",
+                "Stop in a debugger before pass, rewrite, space or node, each or =NAME; may be given again.",
+                metavar="KIND[=NAME]",
             ),
         ],
         None,
@@ -94,7 +101,8 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
     ),
     "remarks": (
         Annotated[
-            str | None, _option("Print remarks: all, or some of applied,missed,refused.", metavar="KINDS")
+            str | None,
+            _option("Print remarks: all, or some of applied,missed,refused.", metavar="[=KINDS]"),
         ],
         None,
     ),
@@ -103,6 +111,19 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         None,
     ),
 }
+
+
+_OPTIONAL = ("--print-ir-before", "--print-ir-after", "--remarks")
+
+
+class InspectableCommand(TyperCommand):
+    """A command some of whose options may do without their value, which is ``all`` then."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the command line."""
+        options = args[: args.index("--")] if "--" in args else args
+        named = [f"{argument}={_ALL}" if argument in _OPTIONAL else argument for argument in options]
+        return super().parse_args(ctx, [*named, *args[len(options) :]])
 
 
 def inspectable(command: Callable[..., None]) -> Callable[..., None]:
@@ -136,8 +157,8 @@ def _model_of(arguments: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Returns the name of the model that a command is about; None where it has none that makes it again."""
     if "out" in arguments:
         return read_run(arguments["out"]).model.model_dump(mode="json") if is_run(arguments["out"]) else None
-    name = arguments["subject"]
-    if is_run(name):
+    name = arguments.get("subject")
+    if name is None or is_run(name) or HistoryStore.is_one(Path(name)):
         return None
     sizes = {key: arguments[key] for key in ("width", "channels", "classes")}
     image_size = arguments["image_size"] or default_image_size(name)
@@ -171,17 +192,19 @@ def _instruments(chosen: dict[str, Any], model: Model) -> Iterator[Instrument]:
         yield PrintRemarks(_kinds(chosen["remarks"]), write=_write)
     if chosen["time_passes"]:
         yield TimePasses(write=_write)
-    yield from map(BreakOn.parse, chosen["break_on"] or ())
+    yield from (replace(BreakOn.parse(text), write=_write) for text in chosen["break_on"] or ())
+    if named := [name for name in (*before, *after) if name != _ALL]:
+        yield NameUnmet(named, write=_write)
     if chosen["stop_after_rewrite"] is not None:
         yield StopAfterRewrite(chosen["stop_after_rewrite"])
 
 
 def _passes(names: Sequence[str]) -> Any:
-    return ALL if "all" in names else frozenset(names)
+    return ALL if _ALL in names else frozenset(names)
 
 
 def _kinds(text: str) -> frozenset[str]:
-    kinds = _REMARKS if text == "all" else tuple(text.split(","))
+    kinds = _REMARKS if text == _ALL else tuple(text.split(","))
     if unknown := sorted(set(kinds) - set(_REMARKS)):
         raise MorphirError(
             f"there are no remarks {', '.join(unknown)}", hint=f"all, or some of {','.join(_REMARKS)}"

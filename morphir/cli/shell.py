@@ -24,6 +24,7 @@ from morphir.runtime.history.session import Session
 from morphir.seeds.user_file import user_function
 
 _ORACLES = ("verifier", "difference")
+_END, _DATA = "end", "data"
 
 
 class Shell(cmd.Cmd):
@@ -153,7 +154,7 @@ class Shell(cmd.Cmd):
     def do_run(self, line: str) -> None:
         """``run [data]``: outputs against the previous point's, on random inputs or the run's data."""
         what = _arguments(line, "run [data]")
-        if what and what != ["data"]:
+        if what and what != [_DATA]:
             raise MorphirError(f"cannot run on {what[0]!r}", hint="run, or run data")
         inputs = self._inputs() if what else None
         here = self.session.position
@@ -208,13 +209,17 @@ class Shell(cmd.Cmd):
         """Returns what help and completion know; the end of the input is no command to type."""
         return [name for name in super().get_names() if name != "do_EOF"]
 
+    def completenames(self, text: str, *place: Any) -> list[str]:
+        """Completes a command, and leaves a space before its arguments."""
+        return [f"{name} " for name in super().completenames(text, *place)]
+
     def _rewrite(self, kind: Callable[[str, int], Morphism], line: str, usage: str) -> None:
         name, index = _arguments(line, usage)
         self.session.transform([kind(name, _number(index))])
         self.do_where("")
 
     def _point(self, text: str) -> int:
-        return self.session.last if text == "end" else _number(text)
+        return self.session.last if text == _END else _number(text)
 
     def _oracle(self, words: Sequence[str]) -> Oracle:
         name, *rest = words
@@ -252,6 +257,18 @@ class Shell(cmd.Cmd):
         """Completes a node's name."""
         del place
         return [name for name in self._nodes() if name.startswith(text)]
+
+    def complete_goto(self, text: str, *place: Any) -> list[str]:
+        """Completes the name of the last point."""
+        del place
+        return [name for name in (_END,) if name.startswith(text)]
+
+    complete_diff = complete_goto
+
+    def complete_run(self, text: str, *place: Any) -> list[str]:
+        """Completes what to run on."""
+        del place
+        return [name for name in (_DATA,) if name.startswith(text)]
 
     def complete_bisect(self, text: str, *place: Any) -> list[str]:
         """Completes an oracle's name."""

@@ -325,6 +325,17 @@ class ChannelLayer:
         values = self.values.get(node, ())
         return values[0].extents(copies) if len(values) == 1 else None
 
+    def touched_spaces(self) -> Mapping[str, frozenset[str]]:
+        """Returns, for each node, the spaces whose channels it makes, holds or reads; no entry for none."""
+        found: dict[str, set[str]] = {}
+        for node, values in self.values.items():
+            if held := {layout.space for value in values for layout in value.layouts}:
+                found[node] = held
+        for space in self.spaces.values():
+            for use in (*space.producers, *space.consumers):
+                found.setdefault(use.node, set()).add(space.name)
+        return {node: frozenset(spaces) for node, spaces in found.items()}
+
     def in_dtype(self, dtype: torch.dtype) -> ChannelLayer:
         """Returns the same of a program whose floating-point values have another dtype."""
         values = {

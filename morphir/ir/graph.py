@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
+from pathlib import Path
+from types import FunctionType, MappingProxyType
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.fx.graph import PythonCode
 
 from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelLayer, ChannelSpace, Limits
+from morphir.ir.forward_file import comments, forward_text, is_watched, keeping_locals, place
 from morphir.ir.index_map import Rewrite
 from morphir.ir.inputs import ExampleInputs
 from morphir.ir.names import check_names
@@ -43,6 +46,7 @@ class Graph(fx.GraphModule):
     history: tuple[Rewrite, ...]
     limits: Limits
     _channels: ChannelLayer | None
+    _keeps_locals: bool
 
     def __init__(
         self,
@@ -53,17 +57,19 @@ class Graph(fx.GraphModule):
         module_types: Mapping[str, str],
         opaque_calls: Mapping[str, OpaqueCall] = MappingProxyType({}),
         history: Sequence[Rewrite] = (),
+        channels: ChannelLayer | None = None,
     ) -> None:
         check_names(root, Graph)
+        # before fx's own, which generates the code: its comments name the rewrites
+        self.history = tuple(history)
+        self._channels = channels
         super().__init__(root, graph, class_name="Graph")
         _adopt_unused_state(self, root)
         _keep_persistence(self, root)
         self.inputs = inputs
         self.module_types = MappingProxyType(dict(module_types))
         self.opaque_calls = MappingProxyType(dict(opaque_calls))
-        self.history = tuple(history)
         self.limits = Limits()
-        self._channels = None
         self.train(root.training)
 
     @property
@@ -102,6 +108,28 @@ class Graph(fx.GraphModule):
             self._channels = None if self._channels is None else self._channels.in_dtype(dtype)
         return self
 
+    @property
+    def forward_file(self) -> Path | None:
+        """The file that holds the generated forward, for breakpoints; None where it could not be written."""
+        path = Path(_forward(self).__code__.co_filename)
+        return path if path.is_absolute() else None
+
+    def recompile(self) -> PythonCode:
+        """Generates the forward anew, as a file on disk that debuggers step through."""
+        generated = super().recompile()
+        said = comments(self.graph, self._channels, self.history)
+        self._code = forward_text(self._code, list(self.graph.nodes), self._lineno_map or {}, said)
+        self._keeps_locals = False
+        place(_forward(self), self._code)
+        return generated
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the graph; under a debugger, with every value kept as a local."""
+        if not torch.compiler.is_compiling() and not self._keeps_locals and is_watched():
+            type(self).forward = keeping_locals(_forward(self), self._code)
+            self._keeps_locals = True
+        return super().__call__(*args, **kwargs)
+
     def space(self, name: str) -> ChannelSpace:
         """Returns one space.
 
@@ -139,10 +167,15 @@ class Graph(fx.GraphModule):
             module_types=self.module_types,
             opaque_calls=self.opaque_calls,
             history=self.history,
+            channels=self._channels,
         )
         clone.limits = self.limits
-        clone._channels = self._channels
         return clone
+
+
+def _forward(graph: Graph) -> FunctionType:
+    """Returns the generated function; fx makes a class for each graph, which holds it."""
+    return cast("FunctionType", type(graph).forward)
 
 
 def require_graph(graph: object) -> None:

@@ -42,18 +42,18 @@ class GraphSnapshot:
 
     def restore(self) -> None:
         """Puts everything back; the generated code is made anew where the program had changed."""
-        changed = self.graph.graph is not self.program
-        if changed:
-            self.graph.graph = self.program
+        changed = self.graph.history is not self.history
+        self.graph.attach(self.channels)
+        self.graph.history = self.history
         for node, target, args, kwargs in self.calls:
             if node.target is not target or node.args is not args or dict(node.kwargs) != kwargs:
                 node.target, node.args, node.kwargs = target, args, kwargs
                 changed = True
         for module, attributes in self.modules:
             module.__dict__.update({k: dict(v) if k in _TABLES else v for k, v in attributes.items()})
-        self.graph.attach(self.channels)
-        self.graph.history = self.history
-        if changed:
+        if self.graph.graph is not self.program:
+            self.graph.graph = self.program  # generates the code, too
+        elif changed:
             self.graph.recompile()
 
 

@@ -16,6 +16,8 @@ from torch import fx
 _PACKAGE = Path(__file__).parent.parent
 _OWN = tuple(f"{_PACKAGE / part}{os.sep}" for part in ("ir", "analysis", "runtime", "cli"))
 _STANDARD_LIBRARY = frozenset({Path(os.__file__).parent, Path(collections.__file__).parent})
+FORWARD_PREFIX = "morphir_forward_"
+"""How the files begin that hold the generated forwards of graphs."""
 _INTERNAL = (f"{Path(torch.__file__).parent}{os.sep}", *_OWN)
 
 
@@ -44,7 +46,7 @@ def located(node: str | None, source: object | None) -> str:
 
 @cache
 def is_user_file(filename: str, *, standard_library: bool = True) -> bool:
-    """Whether a file is neither torch's nor the tracer's.
+    """Whether a file is neither torch's, nor the tracer's, nor generated.
 
     Args:
         filename: The file.
@@ -52,7 +54,8 @@ def is_user_file(filename: str, *, standard_library: bool = True) -> bool:
     """
     if not standard_library and Path(filename).parent in _STANDARD_LIBRARY:
         return False
-    return not filename.startswith((*_INTERNAL, "<"))
+    generated = Path(filename).name.startswith(FORWARD_PREFIX)
+    return not generated and not filename.startswith((*_INTERNAL, "<"))
 
 
 def calling_user_line() -> SourceLocation | None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from morphir.ir.channels import ChannelSpace
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap, Rewrite
+from morphir.ir.remarks import Remark
 
 if TYPE_CHECKING:
     from passes.base import Pass, PassResult
@@ -49,13 +50,8 @@ class PendingRewrite:
     def nodes(self) -> frozenset[str]:
         """Returns the names of the nodes that make, hold or read the spaces' channels."""
         changed = {index_map.space for index_map in self.maps}
-        holding = {
-            name
-            for name, values in self.graph.channels.values.items()
-            if any(layout.space in changed for value in values for layout in value.layouts)
-        }
-        reading = {consumer.node for space in self.spaces for consumer in space.consumers}
-        return frozenset(holding | reading)
+        touched = self.graph.channels.touched_spaces()
+        return frozenset(node for node, spaces in touched.items() if spaces & changed)
 
 
 @dataclass(frozen=True)
@@ -109,6 +105,14 @@ class Instrument:
 
     def after_rewrite(self, graph: Graph, rewrite: Rewrite, seconds: float) -> None:
         """Is called once a rewrite is applied."""
+
+    def on_remarks(self, name: str, remarks: Sequence[Remark]) -> None:
+        """Is called with what was said outside of passes, as by a growth run's selection.
+
+        Args:
+            name: Who says it.
+            remarks: What.
+        """
 
     def close(self) -> None:
         """Is called at the end of the block, also after an error."""

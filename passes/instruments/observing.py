@@ -1,13 +1,14 @@
-"""Instruments that verify, time, and print remarks."""
+"""Instruments that verify, time, print remarks, and name passes that never ran."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from morphir.analysis.verify import verify_channels
 from morphir.ir.graph import Graph
+from morphir.ir.remarks import Remark
 from passes.instruments.base import Instrument
 from passes.instruments.printing import ALL, Write
 
@@ -64,7 +65,7 @@ class TimePasses(Instrument):
 
 @dataclass
 class PrintRemarks(Instrument):
-    """Prints the remarks of each pass.
+    """Prints the remarks of each pass, and of what selects morphisms.
 
     Attributes:
         kinds: Which: ``applied``, ``missed``, ``refused``.
@@ -77,6 +78,35 @@ class PrintRemarks(Instrument):
     def after_pass(self, name: str, graph: Graph, result: PassResult, seconds: float) -> None:
         """Prints."""
         del graph, seconds
-        for remark in result.remarks:
+        self.on_remarks(name, result.remarks)
+
+    def on_remarks(self, name: str, remarks: Sequence[Remark]) -> None:
+        """Prints."""
+        for remark in remarks:
             if remark.kind in self.kinds:
                 self.write(f"{name}: {remark}")
+
+
+@dataclass
+class NameUnmet(Instrument):
+    """Says at the end which of the passes that were asked for never ran, and which did.
+
+    Attributes:
+        names: The passes.
+        write: Takes a line for each.
+    """
+
+    names: Collection[str]
+    write: Write = print
+    _ran: dict[str, None] = field(default_factory=dict[str, None], repr=False)
+
+    def before_pass(self, name: str, graph: Graph) -> None:
+        """Notes that it ran."""
+        del graph
+        self._ran[name] = None
+
+    def close(self) -> None:
+        """Says it."""
+        for name in self.names:
+            if name not in self._ran:
+                self.write(f"no pass {name!r} ran; passes that did: {', '.join(self._ran) or 'none'}")

@@ -177,7 +177,8 @@ def test_names_are_completed(shell: Shell) -> None:
     assert shell.complete_lineage("conv") == ["conv1", "conv2"]
     assert shell.complete_bisect("v") == ["verifier"]
     assert "relu" in shell.complete_print("re")
-    assert set(shell.completenames("l")) == {"list", "lineage", "locality"}
+    assert shell.complete_goto("e") == ["end"] and shell.complete_run("") == ["data"]
+    assert set(shell.completenames("l")) == {"list ", "lineage ", "locality "}
     assert "EOF" not in " ".join(shell.get_names())
 
 

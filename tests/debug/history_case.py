@@ -12,6 +12,8 @@ from torch import nn
 
 import morphir
 from morphir.ir.graph import Graph
+from morphir.ir.remarks import Remark
+from morphir.ir.source import source_of
 from morphir.morphisms.plan import index_maps
 from passes.base import Pass, PassResult
 from passes.morph_channels import SplitChannels
@@ -51,7 +53,11 @@ class WrongSplit(Pass):
         (right,) = index_maps(rewriter.graph, [split])
         wrong = replace(right, scales=tuple(0.6 if scale == 0.5 else scale for scale in right.scales))
         rewriter.apply(self.name, [wrong], [str(split)])
-        return PassResult((wrong,), modified=True)
+        node = rewriter.graph.node(self.space)
+        remark = Remark(
+            "applied", "split", "split in two", self.space, self.index, node.name, source_of(node)
+        )
+        return PassResult((wrong,), (remark,), modified=True)
 
 
 def splits(count: int, wrong: int | None = None, seed: int = 0) -> Iterator[Pass]:

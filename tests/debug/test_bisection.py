@@ -99,7 +99,9 @@ def test_the_verifier_and_the_reproducer_find_it_while_it_runs(tmp_path: Path) -
     assert all((graph.state_dict()[key] == value).all() for key, value in before.items())
     place = tmp_path / "failure-001"
     assert said[0].startswith(f"reproducer {place}: fails again in a fresh process")
-    expected = Reproducer.read(place).expected
+    reproducer = Reproducer.read(place)
+    expected, again = reproducer.expected, reproducer.run(place)
+    assert again is not None and again.is_same(expected) and f"rewrite {WRONG} " in again.message
     assert (expected.kind, expected.node) == ("VerificationError", error.node)
     assert {path.name for path in place.iterdir()} == {
         *("model.py", "origin.json", "program.ir", "reproducer.json"),
@@ -107,12 +109,15 @@ def test_the_verifier_and_the_reproducer_find_it_while_it_runs(tmp_path: Path) -
     }
 
 
-def test_a_remark_names_node_and_line_of_every_split(folder: Path) -> None:
-    for action in Session.open(folder, graph=traced()).actions[1:]:
-        for remark in action.remarks:
-            assert remark.node == remark.space
-            assert str(remark.source) == f"history_case.py:{line_of(f'self.{remark.space}(x)')}"
-        assert action.remarks or action.name == "wrong-split"
+def test_a_remark_names_node_and_line_of_every_split_also_of_the_wrong_one(folder: Path) -> None:
+    actions = Session.open(folder, graph=traced()).actions[1:]
+    assert len(actions) == 40 and actions[WRONG - 1].name == "wrong-split"
+    for action in actions:
+        (remark,) = action.remarks
+        assert remark.node == remark.space and action.rewrite is not None
+        assert str(remark.source) == f"history_case.py:{line_of(f'self.{remark.space}(x)')}"
+        assert remark.space == action.rewrite.maps[0].space
+        assert f"at %{remark.node} (history_case.py:" in str(remark)
 
 
 def test_a_rewrite_that_is_refused_on_its_own_is_reproduced(tmp_path: Path) -> None:

@@ -107,6 +107,32 @@ def test_training_dead_code_and_batch_norm_are_actions_of_their_own(tmp_path: Pa
         assert same(point(session.graph), points[number])
 
 
+def test_values_that_are_written_past_torchs_count_are_recorded_too(tmp_path: Path) -> None:
+    graph, points = traced(), list[Point]()
+    with recorded(graph, tmp_path / "history"):
+        for write in ("in place", "data", "new"):
+            bias = graph.get_parameter("head.bias")
+            if write == "in place":
+                with torch.no_grad():
+                    bias.add_(1)
+            elif write == "data":
+                bias.data.mul_(3)
+            else:
+                graph.get_submodule("head").bias = torch.nn.Parameter(torch.full((5,), 7.0))
+            points.append(point(graph))
+            morphir.transform(graph, [morphir.Split("conv1", 0)])
+            points.append(point(graph))
+        graph.get_parameter("head.bias").data.zero_()
+        points.append(point(graph))
+    session = Session.open(tmp_path / "history", graph=traced())
+    kinds = [action.kind for action in session.actions[1:]]
+    assert kinds == ["weights", "rewrite", "weights", "rewrite", "weights", "rewrite", "weights"]
+    assert all(action.tensors in {(), ("head.bias",)} for action in session.actions)
+    for number, recorded_point in enumerate(points, 1):
+        session.goto(number)
+        assert same(point(session.graph), recorded_point)
+
+
 def test_erased_nodes_are_erased_again(tmp_path: Path) -> None:
     class Dead(torch.nn.Module):
         def __init__(self) -> None:

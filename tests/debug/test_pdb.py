@@ -1,61 +1,67 @@
-"""pdb, in a terminal of its own, stops inside the pass and shows what the rewrite is about."""
+"""pdb, in a terminal of its own: stops in passes, generated forwards and exported source, and steps on."""
 
 from __future__ import annotations
 
-import os
-import pty
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent / "small.py"
-
-
-def in_pdb(place: str, commands: list[str]) -> str:
-    """Runs the script under a pseudo-terminal, types the commands, and returns what the terminal shows."""
-    master, slave = pty.openpty()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb", "COLUMNS": "200"}
-    environment.pop("PYTHONBREAKPOINT", None)
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), place], stdin=slave, stdout=slave, stderr=slave, env=environment
-    )
-    os.close(slave)
-    shown = b""
-    waiting = list(commands)
-    try:
-        while True:
-            try:
-                part = os.read(master, 4096)
-            except OSError:  # the other end is closed: the process has ended
-                break
-            if not part:
-                break
-            shown += part
-            if shown.rstrip().endswith(b"(Pdb)") and waiting:
-                os.write(master, f"{waiting.pop(0)}\n".encode())
-    finally:
-        os.close(master)
-        assert process.wait() == 0
-    return shown.decode().replace("\r", "")
+from debug import small
+from debug.places import SCRIPT, Places
+from terminal import Terminal, paths
 
 
 @pytest.mark.parametrize("place", ["space=0", "rewrite=1", "node=_1"])
 def test_pdb_stops_before_the_rewrite_with_its_locals(place: str) -> None:
-    shown = in_pdb(place, ["p space", "p index_map", "p morphism", "p graph.spaces['0'].width", "bt", "c"])
-    assert "ChannelSpace('0': 4 exact; made by %_0; read by %_3)" in shown
-    assert "IndexMap(0: 4 -> 5 [0 1 2+ 2- 3])" in shown
-    assert "'split 0[2]'" in shown
-    assert "morph_channels.py" in shown, "the stack shows the pass that it stopped in"
-    assert "widths {'0': 5, '3': 4, '5': 2}" in shown
+    pdb = Terminal(small.__file__, place)
+    pdb.answer()
+    assert pdb.ask("p space") == "ChannelSpace('0': 4 exact; made by %_0; read by %_3)"
+    assert pdb.ask("p index_map") == "IndexMap(0: 4 -> 5 [0 1 2+ 2- 3])"
+    assert pdb.ask("p morphism") == "'split 0[2]'"
+    assert pdb.ask("p graph.spaces['0'].width") == "4", "nothing has changed yet"
+    assert "morph_channels.py" in pdb.ask("bt"), "the stack shows the pass that it stopped in"
+    assert "widths {'0': 5, '3': 4, '5': 2}" in pdb.end("c")
 
 
 def test_pdb_stops_before_a_pass() -> None:
-    shown = in_pdb("pass=prune-channels", ["p pass_name", "p graph.spaces['0'].width", "c"])
-    assert "'prune-channels'" in shown and "\n5\n" in shown
+    pdb = Terminal(small.__file__, "pass=prune-channels")
+    pdb.answer()
+    assert pdb.ask("p pass_name") == "'prune-channels'"
+    assert pdb.ask("p graph.spaces['0'].width") == "5"
+    assert "widths" in pdb.end("c")
 
 
 def test_pdb_steps_on_from_the_breakpoint_into_the_rewriter() -> None:
-    shown = in_pdb("space=3", ["r", "n", "r", "n", "c"])
-    assert "rewriter.py" in shown and "widths" in shown
+    pdb = Terminal(small.__file__, "space=3")
+    pdb.answer()
+    assert "--Return--" in pdb.ask("r")
+    pdb.ask("n")
+    pdb.ask("r")
+    assert "rewriter.py" in pdb.ask("n")
+    assert "widths" in pdb.end("c")
+
+
+def test_pdb_steps_through_a_pass_a_forward_and_exported_source(places: Places, tmp_path: Path) -> None:
+    pdb = Terminal(SCRIPT, tmp_path / "net_source.py")
+    assert "_stop_before_rewrite" in pdb.answer()
+    for number, place in enumerate(places.all, 1):
+        assert pdb.ask(f"b {place}") == f"Breakpoint {number} at {place}"
+    assert f"{places.rewrite.file}({places.rewrite.line})_apply_morphisms" in pdb.ask("c")
+    assert pdb.ask("p graph.spaces['conv1'].width, morphisms[0].space") == "(5, 'conv2')"
+    pdb.ask("n")
+    assert pdb.ask("p maps") == "(IndexMap(conv2: 5 -> 4 [0 2 3 4]),)"
+    assert str(places.forward.file) in (shown := pdb.ask("c")) and "%relu; stepped.py:" in shown
+    assert pdb.ask("p conv1.shape") == "torch.Size([2, 5, 6, 6])"
+    assert "conv2 = self.conv2(relu)" in pdb.ask("n") and "relu_1 =" in pdb.ask("n")
+    assert pdb.ask("p conv1.shape, relu.shape") == "(torch.Size([2, 5, 6, 6]), torch.Size([2, 5, 6, 6]))"
+    assert "x = self.conv1(x)" in (shown := pdb.ask("c")) and str(places.source.file) in shown
+    assert pdb.ask("p x.shape") == "torch.Size([2, 3, 8, 8])"
+    assert "x = torch.relu(x)" in pdb.ask("n") and pdb.ask("p x.shape") == "torch.Size([2, 5, 6, 6])"
+    assert "done {'conv1': 5, 'conv2': 4, 'head': 2}" in pdb.end("c")
+
+
+def test_pythonbreakpoint_names_the_debugger(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def stop():\n    print('a debugger of my own')\n")
+    hook = {"PYTHONBREAKPOINT": "mine.stop", "PYTHONPATH": paths(tmp_path)}
+    shown = Terminal(small.__file__, "space=0", **hook).process.read()
+    assert "a debugger of my own" in shown and "widths" in shown and "(Pdb)" not in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,7 @@ class Page:
 @pytest.fixture
 def page(chromium: Any, run_path: Path) -> Page:
     chromium.get("about:blank")
+    chromium.get_log("performance")
     chromium.get((run_path / REPORT_FILE).as_uri())
     opened = Page(chromium)
     _until(lambda: opened.ask("document.documentElement.dataset.ready") == "true")
@@ -87,7 +89,10 @@ def _marks(classes: list[str]) -> list[str]:
     return [next((kind for kind in ("split", "prune") if kind in one.split()), "") for one in classes]
 
 
-def test_opens_without_network_or_errors(page: Page) -> None:
+def test_opens_without_network_or_errors(page: Page, run_path: Path) -> None:
+    messages = [json.loads(entry["message"])["message"] for entry in page.browser.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert asked == [(run_path / REPORT_FILE).as_uri()], "no request leaves the file"
     assert page.ask("performance.getEntriesByType('resource').map((entry) => entry.name)") == []
     assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     assert page.ask("document.title") == "run - MorphIR"

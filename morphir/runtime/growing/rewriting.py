@@ -26,6 +26,7 @@ from morphir.runtime.growing.selection import Selection, SelectionRules, select
 from morphir.runtime.growing.training import evaluate
 from morphir.runtime.learning.learner import Learner, Score
 from passes.batch_norm import ReexpressBatchNorm
+from passes.instruments import active, tell_all
 from passes.manager import PassManager
 from passes.transform import transform
 
@@ -36,13 +37,19 @@ def rewrite_graph(job: Job, learner: Learner, optimizer: optim.Optimizer, phase:
     selection = selected(graph, scores, job.config)
     selection = replace(selection, remarks=(*learner.refused.values(), *selection.remarks))
     if not selection.taken:
+        _tell(selection)
         return GraphRewritten(graph, phase, selection, None, (), selection.remarks, tuple(scores))
     config = job.config
     plan = backtracked(graph, selection, config.theta_factors, config.theta_halvings, _trial_loss(job))
+    _tell(plan.selection)
     result = transform(graph, scaled(plan.selection.morphisms, plan.factor), optimizer)
     remarks = result.remarks + _reexpress(job, result.index_maps, optimizer)
     remarks = (*remarks, *plan.selection.remarks)
     return GraphRewritten(graph, phase, plan.selection, result, plan.trials, remarks, tuple(scores))
+
+
+def _tell(selection: Selection) -> None:
+    tell_all(lambda instrument: instrument.on_remarks("selection", selection.remarks), active())
 
 
 def selected(graph: Graph, scores: Sequence[Score], config: GrowthConfig) -> Selection:

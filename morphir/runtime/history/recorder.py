@@ -22,7 +22,13 @@ from morphir.ir.remarks import Remark
 from morphir.ir.state import named_state
 from morphir.runtime.history.action import Action
 from morphir.runtime.history.origin import write_origin
-from morphir.runtime.history.state import HistoryError, joint_digest, program_digest, tensor_digests
+from morphir.runtime.history.state import (
+    HistoryError,
+    RememberedDigests,
+    joint_digest,
+    program_digest,
+    tensor_digests,
+)
 from morphir.runtime.history.store import HistoryStore
 from passes.instruments import Failure, Instrument, PendingRewrite
 
@@ -54,7 +60,8 @@ class RecordHistory(Instrument):
         self._pending: list[Action] = []
         self._nodes: tuple[str, ...] = ()
         self._mark = len(store.actions)
-        self._note()
+        self._remembered = RememberedDigests()
+        self._note(look_at_all=True)
 
     @staticmethod
     def start(
@@ -101,14 +108,15 @@ class RecordHistory(Instrument):
         """Number of actions so far, the start included."""
         return len(self._store.actions) + len(self._pending)
 
-    def _note(self) -> None:
-        self._digests, self._program = tensor_digests(self._graph), program_digest(self._graph)
+    def _note(self, *, look_at_all: bool = False) -> None:
+        self._digests = self._remembered.of(self._graph, look_at_all=look_at_all)
+        self._program = program_digest(self._graph)
         self._names = {node.name for node in self._graph.graph.nodes}
 
     def before_pipeline(self, graph: Graph, pipeline: tuple[Pass, ...]) -> None:
         """Notes where to go back to, should the pipeline fail."""
         if graph is self._graph:
-            self.sync()
+            self.sync(look_at_all=True)
             self._mark = len(self._store.actions)
 
     def after_failure(self, failure: Failure) -> None:
@@ -119,9 +127,8 @@ class RecordHistory(Instrument):
             self._note()
 
     def before_pass(self, name: str, graph: Graph) -> None:
-        """Notes the pass."""
+        """Notes the pass; what has changed before it, its pipeline or the pass before has recorded."""
         if graph is self._graph:
-            self.sync()
             self._pass = name
 
     def before_rewrite(self, rewrite: PendingRewrite) -> None:
@@ -156,14 +163,19 @@ class RecordHistory(Instrument):
 
     def close(self) -> None:
         """Records what changed since the last action."""
-        self.sync()
+        self.sync(look_at_all=True)
         actions, self._pending = self._pending, []
         self._store.append(actions)
 
-    def sync(self) -> None:
-        """Records what changed since the last action in other ways than by a rewrite."""
+    def sync(self, *, look_at_all: bool = False) -> None:
+        """Records what changed since the last action in other ways than by a rewrite.
+
+        Args:
+            look_at_all: Read tensors again whose writes torch would have counted: a user's code may write
+                to a tensor's ``.data``, which passes do not.
+        """
         old_digests, old_program, old_names = self._digests, self._program, self._names
-        self._note()
+        self._note(look_at_all=look_at_all)
         if self._program != old_program:
             erased = tuple(name for name in sorted(old_names) if name not in self._names)
             self._add(self._action("program", nodes=erased, state=joint_digest(old_digests)))

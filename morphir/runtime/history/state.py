@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -26,6 +27,28 @@ def program_digest(graph: Graph) -> str:
 def tensor_digests(graph: Graph) -> dict[str, str]:
     """Returns a digest of each parameter and buffer: its shape, type, and bits."""
     return {key: _digest(tensor) for key, tensor in named_state(graph).items()}
+
+
+class RememberedDigests:
+    """Digests of a graph's tensors; those that nobody wrote to since are not read again.
+
+    torch counts the writes to a tensor, but not those to its ``.data``: after code that may do that, all
+    tensors have to be looked at.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[weakref.ref[torch.Tensor], int, str]] = {}
+
+    def of(self, graph: Graph, *, look_at_all: bool) -> dict[str, str]:
+        """Returns a digest of each parameter and buffer."""
+        found: dict[str, tuple[weakref.ref[torch.Tensor], int, str]] = {}
+        for key, tensor in named_state(graph).items():
+            known = None if look_at_all else self._known.get(key)
+            if known is None or known[0]() is not tensor or known[1] != tensor._version:
+                known = weakref.ref(tensor), tensor._version, _digest(tensor)
+            found[key] = known
+        self._known = found
+        return {key: digest for key, (_, _, digest) in found.items()}
 
 
 def _digest(tensor: torch.Tensor) -> str:

@@ -42,7 +42,7 @@ function drawText() {
 function drawRewrites() {
   const rewrites = here().rewrites ?? [];
   byId("rewrites").replaceChildren(...(rewrites.length
-    ? rewrites.map(rewriteItem) : [make("p", { class: "quiet" }, `No rewrites at ${positionName(state.position)}.`)]));
+    ? rewrites.map(rewriteItem) : [make("p", { class: "quiet" }, `${hereTitle()}: no rewrites.`)]));
 }
 
 function setUpChanges() {

@@ -79,7 +79,8 @@ function chart({ id, title, series, format }) {
   const band = draw("rect", { class: "now", y: EDGE.top, height: HIGH - EDGE.top - EDGE.bottom });
   const cross = draw("line", { class: "cross", y1: EDGE.top, y2: HIGH - EDGE.bottom, visibility: "hidden" });
   const lines = drawn.map(({ points, colour, thin, space }) => {
-    const path = points.map(([epoch, value]) => `${x(epoch).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
+    const shown = points.length > 1 ? points : [points[0], points[0]]; // a lone point is a dot
+    const path = shown.map(([epoch, value]) => `${x(epoch).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
     const line = draw("polyline", { class: thin ? "line thin" : "line", points: path, stroke: colour });
     if (space !== undefined) line.dataset.line = space;
     return line;

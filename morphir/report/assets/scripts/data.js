@@ -33,6 +33,12 @@ function here() {
   return run.positions[state.position];
 }
 
+/** The name of the chosen position at the beginning of a line. */
+function hereTitle() {
+  const name = positionName(state.position);
+  return name[0].toUpperCase() + name.slice(1);
+}
+
 /** The name of a position, in words. */
 function positionName(position) {
   if (position < lastPosition) return `phase ${position + 1}`;

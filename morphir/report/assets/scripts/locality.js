@@ -40,7 +40,7 @@ function drawSpace(number) {
   const uses = (list) => list.map(([node, parameter]) => nodeLine(node, `@${parameter}`));
   byId("picked").replaceChildren(
     make("h3", {}, "Space ", make("code", {}, space.name)),
-    make("p", {}, `At ${positionName(state.position)}: ${spaceLine(space.name)}`),
+    make("p", {}, `${hereTitle()}: ${spaceLine(space.name)}`),
     make("p", {}, `Width over the phases: ${run.positions.map(({ widths }) => widths[number]).join(", ")}`),
     ...listed("Producers", uses(space.producers)), ...listed("Consumers", uses(space.consumers)),
     ...listed("Locality", PARTS.map((part) => nodeNames(part, space[part]))));

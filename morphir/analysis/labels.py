@@ -127,7 +127,7 @@ class Facts:
         keep = (a != b) & (a != NO_LABEL) & (b != NO_LABEL)
         if keep.any():
             span = int(b[keep].max()) + 1
-            pairs = np.unique(a[keep] * span + b[keep])
+            pairs = distinct(a[keep] * span + b[keep])
             self.ties.append(Tie(pairs // span, pairs % span, code, node))
 
     def keep_several(self, vector: torch.Tensor, node: str) -> None:
@@ -135,15 +135,20 @@ class Facts:
 
         A convolution in groups of one channel is depthwise; a shuffle of ``[groups, 1]`` is none.
         """
-        self.plural.append((node, np.unique(vector.reshape(-1).numpy())))
+        self.plural.append((node, distinct(vector.reshape(-1).numpy())))
 
     def restrict(self, layers: Iterable[Layer], kind: VerdictKind, code: str, reason: str, node: str) -> None:
         """Restricts every label in ``layers``."""
         for layer in layers:
-            labels = np.unique(compact(layer).reshape(-1).numpy())
+            labels = distinct(compact(layer).reshape(-1).numpy())
             labels = labels[labels != NO_LABEL]
             if labels.size:
                 self.restrictions.append(Restriction(labels, kind, code, reason, node))
+
+
+def distinct(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the different numbers, sorted; labels mostly are that already."""
+    return numbers if (numbers[1:] > numbers[:-1]).all() else np.unique(numbers)
 
 
 def spread(vector: torch.Tensor, dim: int, shape: tuple[int, ...]) -> Layer:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from exporters.files import checked_path, staged
 from exporters.inputs import random_inputs
 from exporters.onnx_attention import with_heads
-from exporters.onnx_check import compare
+from exporters.onnx_check import compare, outputs_at
 from exporters.onnx_clean import add_lineage, strip_paths
 from exporters.outputs import plain_outputs
 from exporters.quiet import quiet
@@ -130,8 +130,7 @@ def _check_guards(model: Graph, batch_sizes: Sequence[int]) -> None:
     for batch_size in sorted({_TRACED_BATCH, *batch_sizes}):
         args, kwargs = random_inputs(model.inputs, torch.device("cpu"), batch_size=batch_size)
         try:
-            with torch.no_grad():
-                model(*args, **kwargs)
+            outputs_at(model, args, kwargs, batch_size)
         except GuardError as error:
             raise TargetLimitError(
                 f"ONNX holds every batch size, the program does not hold {batch_size}: {error.message}",

@@ -45,7 +45,7 @@ def compare(model: Graph, path: Path, batch_sizes: Sequence[int]) -> float:
         args, kwargs = random_inputs(
             model.inputs, torch.device("cpu"), seed=batch_size, batch_size=batch_size
         )
-        wanted = _wanted(model, args, kwargs, batch_size)
+        wanted = outputs_at(model, args, kwargs, batch_size)
         found = _run(session, (args, kwargs), batch_size)
         for at, (left, right) in enumerate(zip(wanted, found, strict=True)):
             what = f"output {at} at batch size {batch_size}"
@@ -92,11 +92,19 @@ def _rounds_alike(wanted: object, found: torch.Tensor, exact: object) -> bool:
     return float((found.double() - exact).abs().max()) <= _AS_CLOSE * own
 
 
-def _wanted(model: Graph, args: Sequence[Any], kwargs: Mapping[str, Any], batch_size: int) -> list[object]:
+def outputs_at(model: Graph, args: Sequence[Any], kwargs: Mapping[str, Any], batch_size: int) -> list[object]:
+    """Runs the graph on inputs of one batch size.
+
+    Raises:
+        GuardError: if the graph holds its inputs to another batch size.
+        TargetLimitError: if it does not run at this one.
+    """
     args, kwargs = cloned((tuple(args), dict(kwargs)))
     try:
         with torch.no_grad():
             return pytree.tree_leaves(model(*args, **kwargs))
+    except GuardError:
+        raise
     except Exception as error:
         raise TargetLimitError(
             f"the graph itself does not run at batch size {batch_size}: {error}",

@@ -14,7 +14,6 @@ from typing import ClassVar
 
 from torch import fx, nn
 
-from morphir.analysis.arguments import is_wrapped
 from morphir.analysis.spaces import analyse
 from morphir.ir.graph import Graph
 from morphir.ir.guards import is_guard
@@ -22,6 +21,7 @@ from morphir.ir.operators import AUGMENTED
 from morphir.ir.remarks import Remark
 from morphir.ir.source import source_of
 from morphir.ir.state import own_state
+from morphir.ir.wrapped import is_wrapped
 from passes.base import Pass, PassResult
 from passes.rewriter import Rewriter
 

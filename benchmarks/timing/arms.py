@@ -40,7 +40,9 @@ def learning(case: Case, mode: Mode, device: str) -> Step:
     """One step of the learner: forward, backward, all estimates, Adam on every theta, moving averages."""
     model = case.build().to(device, memory_format=mode.memory_format)
     images, labels = _data(case, mode, device)
-    learner = morphir.Learner(morphir.trace(model, images), cross_entropy)
+    graph = morphir.trace(model, images)
+    # The paper's curvature; a sampled one takes a second data-gradient pass.
+    learner = morphir.Learner(graph, cross_entropy, learn_curvature="batch", score_curvature="batch")
 
     def step() -> None:
         with mode.autocast(device):

@@ -7,6 +7,7 @@ import math
 import operator
 from collections.abc import Iterator, Mapping
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,10 @@ def _module(module: ModuleType) -> str | None:
 
 
 def _public() -> Iterator[tuple[object, str]]:
+    # What torch's functions in Python call; fx sees it where their tensors come in a list.
+    called: Any = vars(torch)["_VF"]
+    for name in dir(called.vf):
+        yield getattr(called, name), f"torch._VF.{name}"
     for prefix, namespace in reversed(_NAMESPACES):
         for name, value in vars(namespace).items():
             if callable(value) and not name.startswith("_"):

@@ -13,7 +13,6 @@ VIEWS: tuple[Any, ...] = (
     *(torch.reshape, torch.Tensor.view, torch.broadcast_to),
 )
 """Functions and methods that take the sizes of their result."""
-_LIBRARIES = frozenset(("torch", "morphir", "math", "operator", "_operator", "builtins"))
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
@@ -50,11 +49,3 @@ def size_arguments(node: fx.Node) -> tuple[list[Any], Callable[[list[Any]], None
         node.args = (node.args[0], *sizes)
 
     return list(node.args[1:]), set_each
-
-
-def is_wrapped(node: fx.Node) -> bool:
-    """Whether a node calls a function of the user's that is kept whole."""
-    if node.op != "call_function" or isinstance(node.target, (str, type)):
-        return False
-    module: str = getattr(node.target, "__module__", None) or ""
-    return module.split(".", 1)[0] not in _LIBRARIES

@@ -250,7 +250,10 @@ def rewrite_index(index: object, weights: Sequence[int]) -> object:
 
 
 def literal_index(index: object) -> list[int] | None:
-    """Returns the positions of an index that the program holds as a list or a buffer; None for others."""
+    """Returns the positions of an index that the program holds as a list or a buffer; None for others.
+
+    A buffer on the meta device holds none; the labelled run freezes what it picks from.
+    """
     if isinstance(index, fx.Node):
         if index.op != "get_attr":
             return None
@@ -259,7 +262,7 @@ def literal_index(index: object) -> list[int] | None:
         # torch leaves the type of tolist() open.
         return (
             cast("list[int]", held.tolist())  # pyright: ignore[reportUnknownMemberType]
-            if isinstance(held, torch.Tensor) and held.dim() == 1
+            if isinstance(held, torch.Tensor) and held.dim() == 1 and not held.is_meta
             else None
         )
     if isinstance(index, (list, tuple)) and all(

@@ -19,6 +19,7 @@ from morphir.analysis.spaces import analyse
 from morphir.errors import AnalysisError, MorphirError, RewriteError
 from morphir.ir.channels import ChannelLayer, Value, added
 from morphir.ir.codes import suggestion_for
+from morphir.ir.garbage import collected_later
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap, copies_of
 from morphir.ir.source import source_of
@@ -55,7 +56,8 @@ def rewrite_program(graph: Graph, maps: Sequence[IndexMap]) -> Rewritten:
         RewriteError: if the program does not follow; says at which node, where one is known.
     """
     try:
-        return _rewrite(graph, maps)
+        with collected_later():
+            return _rewrite(graph, maps)
     except AnalysisError as error:
         raise _refusal(graph, str(error.__cause__ or error.message), error.node) from error
     except MismatchError as error:

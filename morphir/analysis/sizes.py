@@ -20,7 +20,7 @@ from torch import fx
 from torch.fx.node import map_arg
 from torch.nn import functional
 
-from morphir.analysis.arguments import VIEWS, is_wrapped, size_arguments, source_name
+from morphir.analysis.arguments import VIEWS, size_arguments, source_name
 from morphir.analysis.labels import (
     Facts,
     Labelled,
@@ -34,6 +34,7 @@ from morphir.analysis.numbers import COUNTS_AS_NUMBERS, counts_channels_alone
 from morphir.analysis.rules.operation import channel_vector
 from morphir.analysis.subscripts import subscripts_of
 from morphir.ir.guards import guard, is_guard
+from morphir.ir.wrapped import is_wrapped
 
 Sizes = dict[str, "tuple[Layers, ...]"]
 

@@ -39,8 +39,32 @@ def analyse(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
         graph: The program; left as it was.
         shapes: New shapes of parameters and buffers, to analyse the program as if it had them.
     """
+    return label(graph, shapes).layer()
+
+
+def label(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Labelling:
+    """Makes the labelled run alone: what it finds does not hang on the graph's limits."""
     execution = execute(graph, shapes)
-    return _Builder(graph, execution, couple(execution)).build()
+    return Labelling(graph, execution, couple(execution))
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """The labels of one program and their coupling.
+
+    Attributes:
+        graph: The program.
+        execution: The labelled run.
+        coupling: Which labels go together.
+    """
+
+    graph: Graph
+    execution: Execution
+    coupling: Coupling
+
+    def layer(self) -> ChannelLayer:
+        """Returns the channel spaces, under the graph's limits as they are now."""
+        return _Builder(self.graph, self.execution, self.coupling).build()
 
 
 @dataclass(frozen=True)

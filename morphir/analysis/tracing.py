@@ -8,16 +8,17 @@ from typing import Any
 
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from morphir.analysis.arguments import is_wrapped
 from morphir.analysis.rehearsal import not_following, too_narrow
-from morphir.analysis.spaces import analyse
+from morphir.analysis.spaces import Labelling, label
 from morphir.analysis.wrapped_functions import not_alike, unlike
 from morphir.errors import AnalysisError, MorphirWarning, TraceError
 from morphir.ir.channels import Limits, Verdict
+from morphir.ir.garbage import collected_later
 from morphir.ir.graph import Graph
 from morphir.ir.opaque import Failure, innermost_module, values_reason
 from morphir.ir.source import source_of
 from morphir.ir.trace import ExampleArgument, trace_program
+from morphir.ir.wrapped import is_wrapped
 
 
 def trace(model: object, example_inputs: ExampleArgument) -> Graph:
@@ -39,12 +40,14 @@ def trace(model: object, example_inputs: ExampleArgument) -> Graph:
     while True:
         graph = trace_program(model, example_inputs, whole, opened)  # pyright: ignore[reportArgumentType]
         try:
-            graph.attach(analyse(graph))
+            with collected_later():
+                labelling = label(graph)
+                graph.attach(labelling.layer())
             unlike_calls = not_alike(graph)
             if closed := _closed(graph, unlike_calls) - opened:
                 opened |= closed
                 continue
-            _withdraw(graph, _boundaries(graph, unlike_calls))
+            _withdraw(labelling, _boundaries(graph, unlike_calls))
         except AnalysisError as error:
             _keep_whole(graph, error, whole)
         else:
@@ -59,14 +62,14 @@ def _closed(graph: Graph, unlike_calls: Iterable[str]) -> set[Any]:
     return {node.target for name in (*names, *unlike_calls) if is_wrapped(node := graph.node(name))}
 
 
-def _withdraw(graph: Graph, whole: Mapping[str, Verdict]) -> None:
+def _withdraw(labelling: Labelling, whole: Mapping[str, Verdict]) -> None:
     """Withdraws what the labels promise and the program does not keep in a trial."""
     if whole:
-        _limit(graph, Limits(whole))
-    if least := too_narrow(graph):
-        _limit(graph, Limits(whole, least))
-    if verdicts := not_following(graph):
-        _limit(graph, Limits({**whole, **verdicts}, least))
+        _limit(labelling, Limits(whole))
+    if least := too_narrow(labelling.graph):
+        _limit(labelling, Limits(whole, least))
+    if verdicts := not_following(labelling.graph):
+        _limit(labelling, Limits({**whole, **verdicts}, least))
 
 
 def _boundaries(graph: Graph, unlike_calls: Mapping[str, set[str]]) -> dict[str, Verdict]:
@@ -79,9 +82,9 @@ def _boundaries(graph: Graph, unlike_calls: Mapping[str, set[str]]) -> dict[str,
     return found
 
 
-def _limit(graph: Graph, limits: Limits) -> None:
-    graph.limits = limits
-    graph.attach(analyse(graph))
+def _limit(labelling: Labelling, limits: Limits) -> None:
+    labelling.graph.limits = limits
+    labelling.graph.attach(labelling.layer())
 
 
 def _keep_whole(graph: Graph, error: AnalysisError, whole: dict[str, Failure]) -> None:

@@ -10,19 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
 from typing import Any, cast
 
 import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from morphir.analysis.arguments import is_wrapped
 from morphir.analysis.numbers import evaluate
 from morphir.ir.channels import ChannelSpace, Value
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import Copies
 from morphir.ir.quiet import failing_quietly, fixed_randomness
+from morphir.ir.state import attribute
 from morphir.ir.values import leaves
+from morphir.ir.wrapped import is_wrapped
 
 _STEP = 0.6180339887498949
 """The golden ratio's fraction: its multiples, modulo 1, are spread evenly and never repeat."""
@@ -68,8 +71,9 @@ def unlike(node: fx.Node) -> str:
 def _calls(graph: Graph) -> Iterator[_Call]:
     """Yields the calls of wrapped functions that read or yield channels; of those alike in all, the first."""
     seen: set[Any] = set()
+    spread = lru_cache(maxsize=1)(_spread)
     for node in filter(is_wrapped, graph.graph.nodes):
-        call = _Call(graph, node)
+        call = _Call(graph, node, spread)
         if call.spaces() and (key := call.key()) not in seen:
             seen.add(key)
             yield call
@@ -88,6 +92,7 @@ def _trials(spaces: Mapping[str, ChannelSpace]) -> Iterator[Copies]:
 class _Call:
     graph: Graph
     node: fx.Node
+    spread: Callable[[tuple[int, ...]], torch.Tensor]
 
     def key(self) -> tuple[Any, ...]:
         """Returns what tells this call's behaviour from others'."""
@@ -127,10 +132,7 @@ class _Call:
         if not len(before) == len(after) == len(values):
             return False
         wanted = [_copied(tensor, value, copies) for tensor, value in zip(before, values, strict=True)]
-        return all(
-            left.shape == right.shape and torch.allclose(left, right, rtol=1e-9, atol=1e-12, equal_nan=True)
-            for left, right in zip(wanted, after, strict=True)
-        )
+        return all(map(_alike, wanted, after))
 
     def _run(self, copies: Copies, training: bool) -> list[torch.Tensor]:
         args, kwargs = map_arg(
@@ -156,12 +158,16 @@ class _Call:
 
     def _numbers(self, node: fx.Node, value: Value) -> torch.Tensor:
         if node.op == "get_attr" and not value.dtype.is_floating_point:
-            held = cast("torch.Tensor", _attribute(self.graph, str(node.target)))
+            held = cast("torch.Tensor", attribute(self.graph, str(node.target)))
             if not held.is_meta:
                 return held.cpu()
-        count = torch.tensor(value.shape).prod().item() if value.shape else 1
-        spread = (torch.arange(int(count), dtype=torch.float64) * _STEP % 1 - 0.4).reshape(value.shape)
-        return spread if value.dtype.is_floating_point else spread.to(value.dtype)
+        # A copy: the function may write into what it gets.
+        dtype = torch.float64 if value.dtype.is_floating_point else value.dtype
+        return self.spread(value.shape).to(dtype, copy=True)
+
+
+def _spread(shape: tuple[int, ...]) -> torch.Tensor:
+    return (torch.arange(prod(shape), dtype=torch.float64) * _STEP % 1 - 0.4).reshape(shape)
 
 
 def _is_flag(node: fx.Node) -> bool:
@@ -170,10 +176,12 @@ def _is_flag(node: fx.Node) -> bool:
 
 def _copied(tensor: torch.Tensor, value: Value, copies: Copies) -> torch.Tensor:
     for dim in {layout.dim for layout in value.layouts if layout.space in copies}:
-        tensor = tensor.repeat_interleave(torch.tensor(value.copies_along(dim, copies)), dim)
+        counts = torch.tensor(value.copies_along(dim, copies))
+        tensor = tensor.index_select(dim, torch.arange(len(counts)).repeat_interleave(counts))
     return tensor
 
 
-def _attribute(graph: Graph, path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(graph.get_submodule(module), name)
+def _alike(left: torch.Tensor, right: torch.Tensor) -> bool:
+    if left.shape != right.shape:
+        return False
+    return torch.equal(left, right) or torch.allclose(left, right, rtol=1e-9, atol=1e-12, equal_nan=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
@@ -25,13 +25,16 @@ from morphir.ir.graph import Graph
 from morphir.runtime.fidelity.learners import Problem
 from morphir.runtime.fidelity.plots import plot_estimates, plot_gains
 from morphir.runtime.fidelity.study import PRUNES, Measured, Study, agreement, by_space
+from morphir.runtime.fidelity.together import Applied, together
 from morphir.runtime.growing.config import GrowthConfig
+from morphir.runtime.growing.recalibration import recalibrate
 from morphir.runtime.growing.run_state import new_optimizer
 from morphir.runtime.growing.training import LossMeter, Placement, evaluate, train_epoch
 from morphir.runtime.learning.curvature import CURVATURES, curvature
 from morphir.runtime.storage.files import write_atomic
 
 _TRAIN_EPOCHS = 2
+_Line = TypeVar("_Line", Measured, Applied)
 _LOSS = partial(functional.cross_entropy, reduction="none")
 
 
@@ -73,6 +76,12 @@ def command(
         typer.Option("--baselines", help="Compare with steepest descent, expanded networks, random thetas."),
     ] = False,
     prunes: Annotated[bool, typer.Option(help="Measure prunes too.")] = True,
+    many: Annotated[
+        bool,
+        typer.Option(
+            "--many", help="Measure a growth run's whole selection, applied at once, and nothing else."
+        ),
+    ] = False,
     preset: Annotated[str, typer.Option(help="Whose learning rates and batch size are used.")] = "laptop",
     assignments: Annotated[
         list[str] | None,
@@ -93,7 +102,8 @@ def command(
     \b
     morphir fidelity vgg19 --width 16 --data fashion-mnist --data-dir data --out runs/fidelity
     morphir fidelity vgg19 --width 8 --data digits --per-space 4 --baselines --out runs/fidelity-digits
-    morphir fidelity runs/demo --data digits --set theta_lr=1e-3 --out runs/fidelity-demo
+    morphir fidelity vgg19 --width 8 --data digits --many --out runs/fidelity-together
+    morphir fidelity runs/demo --data digits --set theta_lr=0.02 --out runs/fidelity-demo
     """  # noqa: D301
     chosen = [name for name in CURVATURES if name != "none"]
     study = Study(_known(learn) or chosen, _known(score) or chosen, baselines, prunes, per_space)
@@ -106,6 +116,7 @@ def command(
     graph.to(placement.device)
     epochs = (0 if is_run(model) else _TRAIN_EPOCHS) if train_epochs is None else train_epochs
     _train(graph, dataset, config, placement, epochs)
+    recalibrate(graph, _epoch(dataset, config, placement, 0), placement, config.recalibration_batches)
     batches = eval_loader(dataset, device=placement.device)
     held_back = list(islice(batches, -(-images // batches.batch_size)))
     typer.echo(_evaluation(graph, held_back, placement))
@@ -117,10 +128,16 @@ def command(
         placement,
         epochs=learn_epochs,
         lr=config.theta_lr,
+        absolute_lr=config.theta_lr_absolute,
+        schedule=config.theta_lr_schedule,
         scale=config.theta_scale,
         seed=seed,
     )
     out.mkdir(parents=True, exist_ok=True)
+    if many:
+        trial: list[Any] = list(islice(_epoch(dataset, config, placement, 0), config.trial_batches))
+        _print_many(list(_kept(together(problem, config, trial, held_back), out / "together.jsonl")))
+        return
     measured = list(_kept(study.run(problem, held_back, progress=typer.echo), out / "morphisms.jsonl"))
     _draw(out, measured, study)
     _print(measured, study)
@@ -161,7 +178,7 @@ def _evaluation(graph: Graph, held_back: Any, placement: Placement) -> str:
     return f"test loss {found.loss:.4f}{error} on {found.samples} images"
 
 
-def _kept(measured: Iterable[Measured], path: Path) -> Iterator[Measured]:
+def _kept(measured: Iterable[_Line], path: Path) -> Iterator[_Line]:
     """Writes each line as it comes: a study takes long, and what it found stays when it is stopped."""
     with path.open("w", encoding="utf-8") as file:
         for item in measured:
@@ -216,6 +233,23 @@ def _print(measured: Sequence[Measured], study: Study) -> None:
             ),
             ("sum over all splits", *(f"{_sum(measured, learner):+.4f}" for learner in gains)),
             ("spaces that it raises", *(str(sum(v > 0 for v in own.values())) for own in gains.values())),
+        ],
+    )
+
+
+def _print_many(found: Sequence[Applied]) -> None:
+    print_table(
+        "a whole selection at once: changes of the loss",
+        ("plan", ">splits", ">prunes", ">theta times", ">sum of estimates", ">joint estimate", ">truth"),
+        [
+            (
+                item.plan,
+                item.splits,
+                item.prunes,
+                f"{item.factor:g}",
+                *(f"{value:+.4f}" for value in (item.predicted, item.joint, item.truth)),
+            )
+            for item in found
         ],
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from morphir.ir.channels import ChannelSpace
+from morphir.ir.channels import ChannelSpace, as_array
 from morphir.ir.faults import Check, Fault
 from morphir.ir.graph import Graph
 from morphir.ir.state import named_state
@@ -38,7 +38,8 @@ def _layouts_fit_values(graph: Graph) -> Iterator[Fault]:
 
 
 def _within(groups: tuple[int, ...], width: int) -> bool:
-    return min(groups, default=-1) >= -1 and max(groups, default=-1) < width
+    numbers = as_array(groups)
+    return not numbers.size or bool(numbers.min() >= -1 and numbers.max() < width)
 
 
 def _spaces_have_their_names(graph: Graph) -> Iterator[Fault]:
@@ -73,7 +74,7 @@ def _axes_belong_to_one_group(graph: Graph) -> Iterator[Fault]:
         for binding in space.bindings:
             bound.setdefault((binding.parameter, binding.axis), []).append((space, binding.groups))
     for (parameter, axis), bindings in bound.items():
-        claims = np.array([np.greater_equal(groups, 0) for _, groups in bindings])
+        claims = np.array([as_array(groups) >= 0 for _, groups in bindings])
         twice = np.flatnonzero(claims.sum(0) > 1)
         if twice.size:
             entry = int(twice[0])

@@ -361,6 +361,12 @@ _MISSED = (
         "raise best_fraction; the gains are not additive",
     ),
     Code(
+        "not-believable",
+        "missed",
+        "with the others at once the loss rises by more than was estimated",
+        "lower best_fraction",
+    ),
+    Code(
         "over-budget",
         "missed",
         "it pays, but the budget does not allow it",

@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 from morphir.errors import MorphirError, TraceError
 from morphir.ir.quiet import failing_quietly, fixed_randomness
 from morphir.ir.source import failing_user_line
-from morphir.ir.state import evaluation_mode
+from morphir.ir.state import attribute, evaluation_mode
 from morphir.ir.values import map_leaves, tensors
 
 
@@ -57,6 +57,7 @@ class ExampleRun:
         self.running = False
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._values: dict[fx.Node, Any] = {}
+        self._holders: dict[int, list[fx.Node]] = {}
         self._last: fx.Node | None = None
         self._returned: dict[str, list[Any]] = {}
         self._noted: list[tuple[nn.Module, Any]] | None = None
@@ -78,10 +79,8 @@ class ExampleRun:
         """Returns the other nodes, up to the last, whose values share their memory with this node's."""
         if last not in self._values:
             self._advance(last)
-        memory = _memory(self.value(node))
-        return [
-            other for other, value in self._values.items() if other is not node and memory & _memory(value)
-        ]
+        found = {other: None for memory in _memory(self.value(node)) for other in self._holders[memory]}
+        return sorted(other for other in found if other is not node)
 
     def rewind(self, left: Collection[fx.Node], last: fx.Node | None) -> None:
         """Forgets the nodes that the program lost.
@@ -90,7 +89,11 @@ class ExampleRun:
             left: The nodes that it still has.
             last: The last of these.
         """
-        self._values = {node: value for node, value in self._values.items() if node in left}
+        kept = {node: value for node, value in self._values.items() if node in left}
+        self._values.clear()
+        self._holders.clear()
+        for node, value in kept.items():
+            self._keep(node, value)
         if self._last is not None and self._last not in left:
             self._last = last
 
@@ -99,14 +102,19 @@ class ExampleRun:
             while self._last is not until:
                 node = next(iter(until.graph.nodes)) if self._last is None else self._last.next
                 try:
-                    self._values[node] = self._run(node)
+                    self._keep(node, self._run(node))
                 except MorphirError:
                     raise
                 except Unknown as error:
-                    self._values[node] = error
+                    self._keep(node, error)
                 except Exception as error:
-                    self._values[node] = Unknown(str(error), node)
+                    self._keep(node, Unknown(str(error), node))
                 self._last = node
+
+    def _keep(self, node: fx.Node, value: Any) -> None:
+        self._values[node] = value
+        for memory in _memory(value):
+            self._holders.setdefault(memory, []).append(node)
 
     @contextmanager
     def _evaluating(self) -> Generator[None]:
@@ -121,7 +129,7 @@ class ExampleRun:
             return self._faked(self.inputs[str(node.target)])
         args, kwargs = cast("tuple[Any, Any]", map_arg((node.args, node.kwargs), self._known))
         if node.op == "get_attr":
-            return self._faked(_attribute(self.root, str(node.target)))
+            return self._faked(attribute(self.root, str(node.target)))
         if node.op == "call_module":
             return self._run_module(node, args, kwargs)
         with self._mode:
@@ -180,10 +188,3 @@ class ExampleRun:
 
 def _memory(value: Any) -> set[int]:
     return {tensor.untyped_storage()._cdata for tensor in tensors(value)}  # pyright: ignore[reportPrivateUsage]
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    found: Any = root
-    for name in path.split("."):
-        found = getattr(found, name)
-    return found

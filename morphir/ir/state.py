@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
+from functools import reduce
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,6 +21,11 @@ def submodules(module: nn.Module, *, every_name: bool = False) -> list[tuple[str
 def named_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """Returns every parameter and buffer once, under its first name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def attribute(module: nn.Module, path: str) -> Any:
+    """Returns what a ``get_attr`` node reads."""
+    return reduce(getattr, path.split("."), cast("Any", module))
 
 
 def own_state(module: nn.Module) -> dict[str, torch.Tensor]:

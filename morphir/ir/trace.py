@@ -43,12 +43,14 @@ class Findings:
         failures: Path of each module to keep whole, to why.
         constants: Type of each module that the model holds out of sight of ``nn.Module``, to the line that
             calls it.
-        opened: Wrapped functions to trace into; those that cannot be traced are taken out.
+        opened: Wrapped functions to trace into.
+        closed: Wrapped functions to keep whole all the same: they cannot be traced.
     """
 
     failures: dict[str, Failure]
+    opened: Collection[Callable[..., Any]] = ()
     constants: dict[str, SourceLocation | None] = field(default_factory=dict["str", "SourceLocation | None"])
-    opened: set[Callable[..., Any]] = field(default_factory=set["Callable[..., Any]"])
+    closed: set[Callable[..., Any]] = field(default_factory=set["Callable[..., Any]"])
 
     def warn(self) -> None:
         """Says which parameters are constants."""
@@ -94,7 +96,7 @@ def trace_program(
     args, kwargs = split_inputs(example_inputs)
     root = _copy(model)
     signature = Signature.bind(root, args, kwargs)
-    findings = Findings(dict(opaque or {}), opened=set(opened))
+    findings = Findings(dict(opaque or {}), frozenset(opened))
     program, for_evaluation = _trace_both_modes(root, signature, findings)
     module_types = {path: type(module).__name__ for path, module in submodules(model)}
     graph = Graph(root, program, inputs=ExampleInputs.of(args, kwargs), module_types=module_types)
@@ -128,20 +130,20 @@ def _trace_both_modes(root: nn.Module, signature: Signature, findings: Findings)
     training = root.training
     modes = training_modes(root)
     current = _trace_once(root, signature, findings)
-    known, opened = len(findings.failures), len(findings.opened)
+    known, closed = len(findings.failures), len(findings.closed)
     root.train(not training)
     other = _try_trace(root, signature, findings)
     restore_modes(root, modes)
-    if len(findings.failures) > known or len(findings.opened) < opened:
+    if len(findings.failures) > known or len(findings.closed) > closed:
         current = _trace_once(root, signature, findings)
     if other is None:
         return current, not training
     if _operations(current) == _operations(other):
         _read_training_flag(current, other, training)
         return current, True
-    differing = {node.meta.get("opened") for node in _first_differing(current, other)} & findings.opened
-    if differing:
-        findings.opened.difference_update(differing)
+    pair = _first_differing(current, other)
+    if inside := {node.meta["opened"] for node in pair if "opened" in node.meta}:
+        findings.closed.update(inside)
         return _trace_both_modes(root, signature, findings)
     warnings.warn(
         f"{type(root).__name__} runs other operators in training mode than in evaluation mode, from "
@@ -186,7 +188,7 @@ def _trace_once(root: nn.Module, signature: Signature, findings: Findings) -> fx
     """Traces until no further module has to be kept whole: what was half traced leaves no mark in the end."""
     try:
         while True:
-            tracer = Tracer(signature, findings.failures, findings.opened)
+            tracer = Tracer(signature, findings.failures, findings.opened, findings.closed)
             with suppress(StartAgain):
                 program = tracer.trace(root)
                 findings.constants.update(tracer.constants)

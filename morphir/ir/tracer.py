@@ -22,6 +22,7 @@ from morphir.ir.opaque import Failure, innermost_module, values_reason
 from morphir.ir.questions import Questions
 from morphir.ir.signature import Signature
 from morphir.ir.source import SourceLocation, calling_user_line, failing_user_line, source_of
+from morphir.ir.wrapped import is_users
 
 _FACTORIES: tuple[Callable[..., Any], ...] = (
     *(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn, torch.randint),
@@ -43,8 +44,9 @@ class Tracer(Questions):
     Args:
         signature: The model's forward function, bound to the example inputs.
         opaque: Paths of modules to keep whole.
-        opened: Functions to trace into although ``torch.fx.wrap`` keeps them whole; those that cannot be
-            traced are taken out.
+        opened: Functions to trace into although ``torch.fx.wrap`` keeps them whole. Those that take a kernel
+            of the model's are traced into as well: their mixing would be out of sight.
+        closed: Functions to keep whole all the same; those that cannot be traced are added.
 
     Attributes:
         failures: Module path to why it could not be traced and was kept whole.
@@ -57,14 +59,16 @@ class Tracer(Questions):
         self,
         signature: Signature,
         opaque: Collection[str] = (),
-        opened: set[Callable[..., Any]] | None = None,
+        opened: Collection[Callable[..., Any]] = (),
+        closed: set[Callable[..., Any]] | None = None,
     ) -> None:
         super().__init__()
         self._autowrap_search.append(torch)
         self._autowrap_function_ids.update(map(id, _FACTORIES))
         self.signature = signature
         self.opaque = set(opaque)
-        self.opened = set[Callable[..., Any]]() if opened is None else opened
+        self.opened = frozenset(opened)
+        self.closed = set[Callable[..., Any]]() if closed is None else closed
         self.failures: dict[str, Failure] = {}
         self.constants: dict[str, SourceLocation | None] = {}
         self._returned: list[fx.Node] = []
@@ -72,6 +76,7 @@ class Tracer(Questions):
         self._ungraded: list[fx.Node] = []
         self._detached: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._parameter_proxies: dict[str, fx.Proxy] = {}
+        self._kernels: set[str] = set()
 
     def trace(
         self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
@@ -79,6 +84,8 @@ class Tracer(Questions):
         """Traces a model; whatever its own ``no_grad`` blocks compute is detached."""
         assert isinstance(root, nn.Module)
         call = self.signature.caller(root)
+        held = root.named_parameters(remove_duplicate=False)
+        self._kernels = {name for name, parameter in held if parameter.dim() > 1}
         self.example = ExampleRun(root, self.signature.values, call, self.opaque)
         with torch.enable_grad(), refused_custom_gradients():
             program = super().trace(root, concrete_args)
@@ -102,8 +109,8 @@ class Tracer(Questions):
         if found is None:
             return
         assignment, other = found
-        if assignment.meta.get("opened") in self.opened:
-            self.opened.discard(assignment.meta["opened"])
+        if "opened" in assignment.meta:
+            self.closed.add(assignment.meta["opened"])
             raise StartAgain
         reason, path = f"{describe(other)} sees an assignment to an item", innermost_module(assignment)
         if not path or path in self.opaque:
@@ -147,11 +154,20 @@ class Tracer(Questions):
         **options: Any,
     ) -> fx.Proxy:
         """Makes a node and its proxy, or traces into a wrapped function that is to be opened."""
-        if kind == "call_function" and target in self.opened:
+        if kind == "call_function" and self._is_open(target, args, kwargs):
             result = self._trace_into(target, args, kwargs)
             if result is not None:
                 return result
         return super().create_proxy(kind, target, args, kwargs, *rest, **options)
+
+    def _is_open(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a function that is recorded as one call is to be traced into."""
+        if not is_users(function) or function in self.closed:
+            return False
+        if function in self.opened:
+            return True
+        given = (value.node for value in (*args, *kwargs.values()) if isinstance(value, fx.Proxy))
+        return any(node.op == "get_attr" and node.target in self._kernels for node in given)
 
     def _trace_into(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -170,7 +186,7 @@ class Tracer(Questions):
             # fx marks it as the call of a wrapped function.
             self._returned.append(result.node)
             return result
-        self.opened.discard(function)
+        self.closed.add(function)
         self._roll_back(stack, last)
         return None
 

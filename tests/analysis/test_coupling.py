@@ -481,8 +481,36 @@ def test_a_kernel_computed_from_parameters_is_frozen() -> None:
         return net.fc(F.linear(x, net.kernel * 2))
 
     graph = traced(forward, 2, 3, kernel=nn.Parameter(torch.randn(4, 3)), fc=head(4))
-    assert "kernel" not in graph.spaces
-    assert all(b.parameter != "fc.weight" or b.axis == 0 for s in graph.spaces.values() for b in s.bindings)
+    assert {verdict.code for verdict in graph.spaces["kernel"].verdicts} == {"computed-kernel"}
+    assert {verdict.code for verdict in graph.spaces["fc"].verdicts} == {"model-output"}
+
+
+class Masked(nn.Module):
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mask", (torch.rand(shape) > 0.5).float())
+
+    def forward(self, kernel: Tensor) -> Tensor:
+        return kernel * self.mask
+
+
+def test_parametrised_kernels_are_frozen() -> None:
+    """Weight norm makes the kernel of two parameters, a mask of a parameter and a buffer."""
+    masked = nn.Linear(5, 3)
+    nn.utils.parametrize.register_parametrization(masked, "weight", Masked((3, 5)))
+    graph = traced(
+        lambda net, x: net.fc(net.masked(net.normed(net.first(x)))),
+        *(2, 3),
+        first=nn.Linear(3, 4),
+        normed=nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)),
+        masked=masked,
+        fc=head(3),
+    )
+    kernels = "first", "normed.parametrizations.weight.original1", "masked.parametrizations.weight.original"
+    assert [graph.spaces[name].width for name in kernels] == [4, 5, 3]
+    assert {verdict.code for name in kernels for verdict in graph.spaces[name].verdicts} == {
+        "computed-kernel"
+    }
 
 
 def test_constant_made_while_tracing_is_bound_like_a_buffer() -> None:

@@ -39,6 +39,17 @@ def test_writes_numbers_and_figures(tmp_path: Path) -> None:
     assert "sum over all splits" in result.output
 
 
+def test_many_at_once(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(MODEL)
+    options = ["--data", "digits", "--limit", "200", "--images", "64", "--preset", "demo", "--many"]
+    options += ["--train-epochs", "1", "--set", "lambda_parameters=0", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["fidelity", f"{tmp_path / 'net.py'}:build", *options])
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in (tmp_path / "out" / "together.jsonl").read_text().splitlines()]
+    assert [line["plan"] for line in lines] == ["all of it", "best factor", "backtracked"]
+    assert "sum of estimates" in result.output
+
+
 def test_an_unknown_curvature_is_one_error(tmp_path: Path) -> None:
     options = ["--data", "digits", "--learn", "cubic", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, ["fidelity", "vgg19", *options])

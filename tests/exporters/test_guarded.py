@@ -127,3 +127,24 @@ def test_onnx_refuses_a_program_for_one_batch_size(tmp_path: Path) -> None:
     line = AsksTheBatch.forward.__code__.co_firstlineno + 1
     assert caught.value.source == f"test_guarded.py:{line}"
     assert not list(tmp_path.iterdir())
+
+
+class StatisticsOfTheBatch(nn.Module):
+    """Batch norm that keeps no running statistics asks for two images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.mean((2, 3)) if x.size(1) == 3 else x
+        return self.norm(self.linear(x))
+
+
+def test_onnx_of_a_network_that_takes_no_single_image(tmp_path: Path) -> None:
+    graph = trace(StatisticsOfTheBatch().eval(), torch.randn(4, 3, 6, 6))
+    with pytest.raises(TargetLimitError, match=r"does not run at batch size 1: Expected more than 1 value"):
+        export_onnx(graph, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+    assert export_onnx(graph, tmp_path / "net.onnx", batch_sizes=(2, 7)).max_difference is not None

@@ -160,12 +160,25 @@ class Sequence(nn.Module):
 
 
 ROW, IMAGE = torch.linspace(-1, 1, 8).view(2, 4), torch.linspace(-3, 3, 96).view(2, 3, 4, 4)
+
+
+class Lists(nn.Module):
+    """Functions of torch that are given tensors in a list, out of fx's sight."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, columns = torch.arange(x.size(2)), torch.arange(x.size(3))
+        y, z = torch.meshgrid([rows, columns], indexing="ij")
+        left, right = torch.broadcast_tensors(*[x, x[:, :1]])
+        return left * y + right * z
+
+
 CASES = {
     "same-twice": (SameTwice, ROW),
     "borrowed": (Borrowed, ROW),
     "pairs": (Pairs, ROW),
     "names": (Names, ROW),
     "expressions": (Expressions, IMAGE),
+    "lists": (Lists, IMAGE),
     "layers": (Layers, torch.linspace(-1, 1, 36).view(2, 2, 9)),
     "sequence": (Sequence, torch.tensor([[0, 1, 2], [4, 3, 0]])),
     "sequential": (lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), ROW),

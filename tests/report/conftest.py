@@ -52,7 +52,7 @@ CONFIG = GrowthConfig(
     learn_epochs=2,
     final_epochs=1,
     lr=0.05,
-    theta_lr=0.03,
+    theta_lr=0.2,
     ema=0.2,
     lambda_parameters=0,
 )

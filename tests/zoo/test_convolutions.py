@@ -163,7 +163,7 @@ def test_kernel_made_by_a_function_of_parameters(prove: Prove) -> None:
 
     prove(
         forward,
-        {"one": "4 frozen:computed-kernel"},
+        {"one": "4 frozen:computed-kernel", "kernel": "5 frozen:computed-kernel"},
         one=conv(3, 4),
         kernel=nn.Parameter(torch.randn(5, 4, 1, 1)),
         head=conv(5, 2),

@@ -201,3 +201,20 @@ def test_a_view_that_fails_on_fake_tensors_alone() -> None:
     graph = trace(Net(), torch.randn(3, 3, 8, 8))
     for check in check_graph(graph, exports=False):
         assert check.outcome != "failed", check
+
+
+def test_a_cut_that_leaves_both_copies_of_one_group(prove: Prove) -> None:
+    """Once a group is pruned, all that is cut out is one group twice: nothing varies along it."""
+    graph = prove(
+        lambda net, x: net.head(net.depthwise(net.one(x)).narrow(1, 0, 4)),
+        {"one": "3 exact"},
+        one=conv(3, 3),
+        depthwise=conv(3, 6, 3, groups=3),
+        head=conv(4, 2),
+    )
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        graph.get_submodule("head").weight[:, 2:] = 0
+        wanted = graph(x)
+    transform(graph, [Prune("one", 1)])
+    torch.testing.assert_close(graph(x), wanted)

@@ -107,9 +107,8 @@ def _use(
     """Notes which parameter's axes a kernel is; a kernel computed from parameters has no theta of its own."""
     if op.origin_of(weight) != "parameter":
         _freeze_kernel(op, weight, "computed-kernel", "a kernel that is computed from parameters", facts)
-        return []
-    (parameter, out_axis), (_, in_axis) = op.axes.owner(int(rows[0])), op.axes.owner(int(columns[0]))
-    return [MixingUse(op.node, parameter, in_axis, out_axis)]
+    (parameter, out_axis), (other, in_axis) = op.axes.owner(int(rows[0])), op.axes.owner(int(columns[0]))
+    return [MixingUse(op.node, parameter, in_axis, out_axis)] if parameter == other else []
 
 
 def _freeze_kernel(op: Operation, weight: torch.Tensor, code: str, reason: str, facts: Facts) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
@@ -23,8 +22,7 @@ from morphir.analysis.labels import (
 from morphir.analysis.rules.operation import Operation, Outcome, rule
 from morphir.analysis.rules.pointwise import unify
 
-# On labels a view may need a copy, since strides of 0 rarely survive a reshape.
-_ON_LABELS: dict[str, Any] = {"view": torch.reshape, "_unsafe_view": torch.reshape, "reshape": torch.reshape}
+_VIEWS = frozenset({"view", "_unsafe_view", "reshape"})
 
 _IN_PLACE_OF_DIMS = frozenset({"roll", "flip"})
 """Operators that leave every dimension where it is: a single channel stays what it was."""
@@ -73,14 +71,18 @@ def _told_apart(layers: Sequence[Layer], facts: Facts, node: str) -> Layers:
 
 
 def _moved_outputs(op: Operation, layer: Layer) -> list[Layer]:
-    """Moves a layer; one that holds a channel several times side by side by its positions.
+    """Moves a layer, by its positions where its labels do not tell: a channel may be there several times.
 
-    Labels that do not differ would not tell along which dimension the channel came to lie.
+    Copies of one channel side by side do not vary, so that nothing would say along which dimension they lie.
     """
     if not _is_repeated(layer):
-        return _moved(op, layer)
-    labels = compact(layer)
-    positions = torch.arange(labels.numel()).reshape(labels.shape).expand(layer.shape)
+        results, count = _moved(op, layer), len(label_dims(layer))
+        if all(len(label_dims(result)) >= count for result in results):
+            return results
+    labels, dims = compact(layer), label_dims(layer)
+    positions = torch.arange(labels.numel()).reshape(labels.shape)
+    strides = [stride if dim in dims else 0 for dim, stride in enumerate(positions.stride())]
+    positions = positions.as_strided(layer.shape, strides)
     return [_labelled(moved, labels.reshape(-1)) for moved in _moved(op, positions)]
 
 
@@ -103,15 +105,54 @@ def _moved(op: Operation, layer: Layer) -> list[Layer]:
     dims = label_dims(layer)
     if op.name in _IN_PLACE_OF_DIMS and len(dims) == 1 and layer.shape[dims[0]] == 1:
         return [layer]
-    if op.name in _ON_LABELS and len(dims) == 1 and layer.shape[dims[0]] == 1:
-        return [_viewed_lone_channel(layer, dims[0], tuple(op.result.shape))]
-    function = _ON_LABELS.get(op.name, op.func)
-    arguments = list(op.args[1:])
-    if op.name == "_unsafe_view" or op.name == "view":
-        arguments = [op.argument("size")] if op.argument("size") is not None else arguments
-    results = pytree.tree_leaves(function(layer, *arguments, **op.kwargs))
+    if op.name in _VIEWS:
+        shape = tuple(op.result.shape)
+        alone = len(dims) == 1 and layer.shape[dims[0]] == 1
+        return [_viewed_lone_channel(layer, dims[0], shape) if alone else _viewed(layer, shape)]
+    results = pytree.tree_leaves(op.func(layer, *op.args[1:], **op.kwargs))
     here = layer.untyped_storage().data_ptr()
     return [normalise(result, copied=result.untyped_storage().data_ptr() != here) for result in results]
+
+
+def _viewed(layer: Layer, shape: tuple[int, ...]) -> Layer:
+    """Gives a layer another shape; on labels a view may need a copy, since strides of 0 rarely survive it."""
+    try:
+        return normalise(layer.view(shape), copied=False)
+    except RuntimeError:
+        return normalise(_copied_view(layer, shape), copied=True)
+
+
+def _copied_view(layer: Layer, shape: tuple[int, ...]) -> Layer:
+    """Copies a layer into another shape; extent 1 wherever nothing varies among what is merged or cut."""
+    if not layer.numel():
+        return layer.reshape(shape)
+    small, viewed = list(layer.shape), list(shape)
+    for read, written in _runs(layer.shape, shape):
+        if all(layer.shape[dim] == 1 or layer.stride(dim) == 0 for dim in read):
+            for dim in read:
+                small[dim] = 1
+            for dim in written:
+                viewed[dim] = 1
+    taken = layer[tuple(slice(0, extent) for extent in small)]
+    return taken.reshape(viewed).expand(shape)
+
+
+def _runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """Yields the shortest runs of dimensions of two shapes, none of them empty in size, that hold as much."""
+    read: list[int] = []
+    written: list[int] = []
+    size = filled = 1
+    ahead = iter(range(len(after)))
+    for dim, extent in enumerate(before):
+        read.append(dim)
+        size *= extent
+        while filled < size:
+            written.append(place := next(ahead))
+            filled *= after[place]
+        if filled == size:
+            yield read, written
+            read, written, size, filled = [], [], 1, 1
+    yield read, [*written, *ahead]
 
 
 def _viewed_lone_channel(layer: Layer, dim: int, shape: tuple[int, ...]) -> Layer:

@@ -1,4 +1,7 @@
-"""Normalisations: batch norm is channelwise; group and layer norm mix channels, and allow pruning alone."""
+"""Normalisations: batch norm is channelwise; group and layer norm mix channels, and allow pruning alone.
+
+Weight norm makes a kernel of two parameters, neither of which is the kernel.
+"""
 
 from __future__ import annotations
 
@@ -74,3 +77,16 @@ def _tie_channels(
         else:
             facts.tie(vector, own, "parameter", op.node)
     return vector
+
+
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(op: Operation, facts: Facts) -> Outcome:
+    """Freezes the direction, whose axes the kernel keeps, and the magnitude."""
+    direction, magnitude = op.args[:2]
+    layers = op.layers_of(direction)
+    reason = "a kernel that is computed from parameters"
+    facts.restrict((*layers, *op.layers_of(magnitude)), "frozen", "computed-kernel", reason, op.node)
+    return Outcome(
+        [(out, layers if out.shape == direction.shape else ()) for out in op.tensor_outputs[:1]]
+        + [(out, ()) for out in op.tensor_outputs[1:]]
+    )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,11 +17,17 @@ from morphir.ir.graph import Graph
 from morphir.ir.state import evaluation_mode
 from morphir.morphisms.split import Split
 from morphir.runtime.fidelity.truth import true_changes
+from morphir.runtime.growing.config import ThetaSchedule
 from morphir.runtime.growing.line_search import scaled
+from morphir.runtime.growing.run_state import count_steps
+from morphir.runtime.growing.schedule import theta_rate
 from morphir.runtime.growing.training import Batches, Loss, Placement, call, mean_loss
 from morphir.runtime.learning.learner import Learner
 from morphir.runtime.learning.theta import Theta
 from passes.transform import transform
+
+_SPHERE_RATE = 0.03
+"""A step of the search for a direction, relative to theta."""
 
 Place = tuple[str, int]
 """Space and group."""
@@ -39,7 +45,9 @@ class Problem:
         loss: Of outputs and targets, one a sample.
         placement: Device, autocast, memory format.
         epochs: For how many epochs the learner learns.
-        lr: Adam's learning rate for theta.
+        lr: Adam's learning rate for theta at the start, relative to its kernel's root mean square.
+        absolute_lr: Take it as it is for every kernel.
+        schedule: How it falls over all epochs.
         scale: Root mean square of theta at the start, relative to the kernel's.
         seed: Of theta at the start.
     """
@@ -50,27 +58,46 @@ class Problem:
     loss: Loss
     placement: Placement
     epochs: int = 1
-    lr: float = 1e-2
+    lr: float = 5e-2
+    absolute_lr: bool = False
+    schedule: ThetaSchedule = "cosine"
     scale: float = 0.1
     seed: int = 0
 
     def steps(self) -> Iterator[tuple[object, torch.Tensor]]:
         """Yields the batches of all epochs, on the device."""
-        for epoch in range(self.epochs):
-            for inputs, targets in self.batches(epoch):
-                yield self.placement.move(inputs), self.placement.move(targets)
+        for _, inputs, targets in self.progress():
+            yield inputs, targets
 
-    def learner(self, curvature: str) -> Learner:
-        """Returns the learner of these splits."""
+    def progress(self) -> Iterator[tuple[float, Any, Any]]:
+        """Yields how much has passed, in [0, 1), and the batches of all epochs, on the device."""
+        for epoch in range(self.epochs):
+            batches = self.batches(epoch)
+            steps = count_steps(batches)
+            for step, (inputs, targets) in enumerate(batches):
+                done = (epoch + (step / steps if steps else 0.0)) / self.epochs
+                yield done, self.placement.move(inputs), self.placement.move(targets)
+
+    def learner(self, curvature: str, score: str = "auto") -> Learner:
+        """Returns the learner of these splits; of all where no places are named."""
         return Learner(
             self.graph,
             self.loss,
             learn_curvature=curvature,
+            score_curvature=score,
             lr=self.lr,
+            absolute_lr=self.absolute_lr,
             init_scale=self.scale,
-            spaces=list(dict.fromkeys(space for space, _ in self.places)),
+            spaces=list(dict.fromkeys(space for space, _ in self.places)) or None,
             seed=self.seed,
         )
+
+    def teach(self, learner: Learner) -> None:
+        """Lets a learner learn for all epochs, as a growth run does."""
+        for done, inputs, targets in self.progress():
+            learner.lr = theta_rate(self.lr, self.schedule, done)
+            with self.placement.autocast():
+                learner.step(inputs, targets)
 
 
 class ThetaLearner(ABC):
@@ -104,9 +131,7 @@ class GaussNewton(ThetaLearner):
     def learn(self, problem: Problem) -> Splits:
         """One pass over the data an epoch, whatever the number of splits."""
         learner = problem.learner(self.curvature)
-        for inputs, targets in problem.steps():
-            with problem.placement.autocast():
-                learner.step(inputs, targets)  # pyright: ignore[reportArgumentType]
+        problem.teach(learner)
         return _splits(learner, problem.places)
 
 
@@ -134,7 +159,8 @@ class SteepestDescent(ThetaLearner):
 
     def learn(self, problem: Problem) -> Splits:
         """As many batches as the learner sees, then an evaluation for each split and factor."""
-        learner = replace(problem, scale=self.radius, lr=self._rate(problem)).learner("none")
+        rate = _SPHERE_RATE * self.radius
+        learner = replace(problem, scale=self.radius, lr=rate, absolute_lr=False).learner("none")
         norms = {key: _row_norms(theta.value, theta.out_axis) for key, theta in _named(learner)}
         for inputs, targets in problem.steps():
             with problem.placement.autocast():
@@ -148,15 +174,6 @@ class SteepestDescent(ThetaLearner):
             (split.space, split.index): self._searched(problem, split, batches)
             for split in _splits(learner, problem.places).values()
         }
-
-    def _rate(self, problem: Problem) -> float:
-        """Returns a learning rate of a few hundredths of theta's entries."""
-        sizes = [
-            float(problem.graph.get_parameter(producer.parameter).detach().square().mean().sqrt())
-            for space in dict.fromkeys(space for space, _ in problem.places)
-            for producer in problem.graph.space(space).producers
-        ]
-        return 0.03 * self.radius * statistics.median(sizes)
 
     def _searched(self, problem: Problem, split: Split, batches: Batches) -> Split:
         tried = [scaled([split], factor / self.radius)[0] for factor in self.factors]
@@ -196,7 +213,8 @@ class ExpandedNetwork(ThetaLearner):
         directions = _directions(expanded, problem.graph, split)
         weights = {key: expanded.get_parameter(key).detach() for key in directions}
         thetas = {key: value.clone().requires_grad_() for key, value in (split.theta or {}).items()}
-        optimizer = torch.optim.Adam(thetas.values(), lr=problem.lr)
+        groups = [{"params": [theta], "lr": self._rate(problem, key)} for key, theta in thetas.items()]
+        optimizer = torch.optim.Adam(groups)
         with evaluation_mode(expanded):
             for step in range(self.steps):
                 inputs, targets = batches[step % len(batches)]
@@ -210,6 +228,10 @@ class ExpandedNetwork(ThetaLearner):
                     theta.grad = gradient
                 optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         return replace(split, theta={key: theta.detach() for key, theta in thetas.items()})
+
+    def _rate(self, problem: Problem, parameter: str) -> float:
+        kernel = problem.graph.get_parameter(parameter).detach()
+        return problem.lr * (1.0 if problem.absolute_lr else float(kernel.square().mean().sqrt()))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from morphir.errors import MorphirError
 
 LearningRateSchedule = Literal["constant", "steps", "cosine"]
+ThetaSchedule = Literal["constant", "cosine"]
 Final = Literal["retrain", "fine-tune", "none"]
 
 
@@ -49,15 +50,21 @@ class GrowthConfig(BaseModel):
     )
     gamma: float = Field(0.1, gt=0, le=1, description="factor at a milestone")
 
-    theta_lr: float = Field(1e-2, gt=0, description="Adam's learning rate for theta")
+    theta_lr: float = Field(5e-2, gt=0, description="Adam's learning rate for theta")
+    theta_lr_absolute: bool = Field(
+        False, description="whether it is taken as it is; else times the root mean square of theta's kernel"
+    )
+    theta_lr_schedule: ThetaSchedule = Field("cosine", description="how it falls over a phase's learning")
     theta_scale: float = Field(
         0.1, gt=0, description="theta's first values, relative to the producer's weights"
     )
     ema: float | None = Field(
         None, gt=0, le=1, description="momentum of the scores' average; None is (batch / dataset) / 2"
     )
-    learn_curvature: str = Field("batch", description="curvature term that theta is learned against")
-    score_curvature: str = Field("batch", description="curvature term of the scores")
+    learn_curvature: str = Field(
+        "auto", description="curvature term that theta is learned against; auto is mixed, or batch"
+    )
+    score_curvature: str = Field("auto", description="curvature term of the scores; auto is fisher, or batch")
 
     splits: bool = Field(True, description="whether channels may be split")
     prunes: bool = Field(True, description="whether channels may be pruned")
@@ -73,6 +80,11 @@ class GrowthConfig(BaseModel):
         (1.0, 0.7, 0.5, 0.35, 0.25),
         min_length=1,
         description="factors on theta that a whole selection is tried with; one alone is taken as it is",
+    )
+    theta_halvings: int = Field(
+        6,
+        ge=0,
+        description="how often the smallest factor is halved while the loss rises; 0 keeps all prunes too",
     )
     trial_batches: int = Field(8, ge=1, description="training batches to try the factors on")
     recalibration_batches: int = Field(
@@ -161,8 +173,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "batch_size": 64,
         "lr_schedule": "steps",
         "milestones": (300, 450),
+        "theta_lr": 1e-2,
+        "theta_lr_absolute": True,
+        "theta_lr_schedule": "constant",
+        "learn_curvature": "batch",
+        "score_curvature": "batch",
         "lambda_parameters": 3e-7,
         "theta_factors": (1.0,),
+        "theta_halvings": 0,
         "recalibration_batches": 0,
         "final_epochs": 600,
         "final_lr_schedule": "steps",
@@ -175,7 +193,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "batch_size": 128,
         "lr": 0.05,
         "lr_schedule": "constant",
-        "theta_lr": 2e-3,
         "theta_factors": (1.0, 0.5, 0.35, 0.25, 0.125),
         "ema": 0.05,
         "lambda_parameters": 2.5e-6,

@@ -27,7 +27,7 @@ from morphir.runtime.growing.recalibration import recalibrate
 from morphir.runtime.growing.reinitialise import reinitialise
 from morphir.runtime.growing.rewriting import rewrite_graph, widths
 from morphir.runtime.growing.run_state import Job, RunState, count_steps, new_learner, save_state
-from morphir.runtime.growing.schedule import Slot, learning_rate
+from morphir.runtime.growing.schedule import Slot, learning_rate, theta_rate
 from morphir.runtime.growing.training import Batches, LossMeter, batch_samples, evaluate, train_epoch
 
 
@@ -123,14 +123,17 @@ def _learn(job: Job, state: RunState, slot: Slot) -> EpochRecord:
     """One epoch of morphism learning; the weights stay as they are."""
     assert state.learner is not None
     limit = job.config.learn_steps
-    job.emit(EpochStarted(slot, count_steps(job.train_data, limit)))
+    steps = count_steps(job.train_data, limit)
+    job.emit(EpochStarted(slot, steps))
     meter = _meter(job, slot)
-    for batch_inputs, batch_targets in islice(job.train_data, limit):
+    for step, (batch_inputs, batch_targets) in enumerate(islice(job.train_data, limit)):
+        progress = (slot.epoch + (step / steps if steps else 0.0)) / slot.epochs
+        state.learner.lr = theta_rate(job.config.theta_lr, job.config.theta_lr_schedule, progress)
         inputs, targets = job.placement.move(batch_inputs), job.placement.move(batch_targets)
         with job.placement.autocast():
             result = state.learner.step(inputs, targets)
         meter.add(result.loss, batch_samples(inputs))
-    rate = job.config.theta_lr
+    rate = state.learner.lr
     return EpochRecord(slot.index + 1, slot.stage, slot.phase, meter.mean(), rate, meter.steps, 0.0)
 
 

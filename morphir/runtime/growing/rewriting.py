@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 from torch import optim
 
@@ -15,13 +16,15 @@ from morphir.ir.index_map import IndexMap, composed, copies_of
 from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.plan import index_maps
+from morphir.runtime.growing.backtracking import backtracked
+from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.events import GraphRewritten
 from morphir.runtime.growing.following import leave_out_refused
-from morphir.runtime.growing.line_search import Trial, best, scaled, search
+from morphir.runtime.growing.line_search import scaled
 from morphir.runtime.growing.run_state import Job
-from morphir.runtime.growing.selection import SelectionRules, select
+from morphir.runtime.growing.selection import Selection, SelectionRules, select
 from morphir.runtime.growing.training import evaluate
-from morphir.runtime.learning.learner import Learner
+from morphir.runtime.learning.learner import Learner, Score
 from passes.batch_norm import ReexpressBatchNorm
 from passes.instruments import active, tell_all
 from passes.manager import PassManager
@@ -31,37 +34,46 @@ from passes.transform import transform
 def rewrite_graph(job: Job, learner: Learner, optimizer: optim.Optimizer, phase: int) -> GraphRewritten:
     """Selects morphisms, applies them to graph and optimizer, and re-expresses batch norm on data."""
     graph, scores = job.graph, learner.scores()
+    selection = selected(graph, scores, job.config)
+    selection = replace(selection, remarks=(*learner.refused.values(), *selection.remarks))
+    if not selection.taken:
+        _tell(selection.remarks)
+        return GraphRewritten(graph, phase, selection, None, (), selection.remarks, tuple(scores))
+    config = job.config
+    plan = backtracked(graph, selection, config.theta_factors, config.theta_halvings, _trial_loss(job))
+    result = transform(graph, scaled(plan.selection.morphisms, plan.factor), optimizer)
+    remarks = result.remarks + _reexpress(job, result.index_maps, optimizer)
+    remarks = (*remarks, *plan.selection.remarks)
+    _tell(plan.selection.remarks)
+    return GraphRewritten(graph, phase, plan.selection, result, plan.trials, remarks, tuple(scores))
+
+
+def _tell(remarks: Sequence[Remark]) -> None:
+    """Tells the instruments why morphisms were not taken."""
+    tell_all(lambda instrument: instrument.on_remarks("selection", remarks), active())
+
+
+def selected(graph: Graph, scores: Sequence[Score], config: GrowthConfig) -> Selection:
+    """Returns the morphisms that a configuration takes of those scored, and that the rewriter can apply."""
     selection = select(
         scores,
         widths(graph),
-        SelectionRules.of(job.config),
+        SelectionRules.of(config),
         least={name: space.least for name, space in graph.spaces.items()},
         used=_resources(cost(graph)),
         measure=lambda morphisms: _resources(cost(graph) + _delta(graph, morphisms)),
     )
-    selection = leave_out_refused(graph, selection)
-    selection = replace(selection, remarks=(*learner.refused.values(), *selection.remarks))
-    tell_all(lambda instrument: instrument.on_remarks("selection", selection.remarks), active())
-    if not selection.taken:
-        return GraphRewritten(graph, phase, selection, None, (), selection.remarks, tuple(scores))
-    trials = _try_factors(job, selection.morphisms)
-    result = transform(graph, scaled(selection.morphisms, best(trials)), optimizer)
-    remarks = result.remarks + _reexpress(job, result.index_maps, optimizer)
-    remarks = (*remarks, *selection.remarks)
-    return GraphRewritten(graph, phase, selection, result, trials, remarks, tuple(scores))
+    return leave_out_refused(graph, selection)
 
 
-def _try_factors(job: Job, morphisms: Sequence[Morphism]) -> tuple[Trial, ...]:
-    """Tries the configured factors on a few training batches; a single one needs no trial."""
-    factors = job.config.theta_factors
-    if len(factors) == 1 or all(morphism.kind != "split" for morphism in morphisms):
-        return (Trial(factors[0], math.nan),)
-    batches = list(islice(job.train_data, job.config.trial_batches))
+def _trial_loss(job: Job) -> Callable[[Graph], float]:
+    """Returns what evaluates a graph on a few training batches, which are read when it is first called."""
 
-    def loss_of(graph: Graph) -> float:
-        return evaluate(graph, batches, job.loss, job.placement).loss
+    @functools.cache
+    def batches() -> Sequence[tuple[Any, Any]]:
+        return list(islice(job.train_data, job.config.trial_batches))
 
-    return search(job.graph, morphisms, factors, loss_of)
+    return lambda graph: evaluate(graph, batches(), job.loss, job.placement).loss
 
 
 def widths(graph: Graph) -> dict[str, int]:

@@ -104,6 +104,7 @@ def new_learner(job: Job, slot: Slot) -> Learner:
         learn_curvature=config.learn_curvature,
         score_curvature=config.score_curvature,
         lr=config.theta_lr,
+        absolute_lr=config.theta_lr_absolute,
         ema=_ema(job),
         init_scale=config.theta_scale,
         seed=config.seed + slot.phase,

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from morphir.runtime.growing.config import GrowthConfig, LearningRateSchedule
+from morphir.runtime.growing.config import GrowthConfig, LearningRateSchedule, ThetaSchedule
 
 Stage = Literal["train", "learn", "final"]
 
@@ -77,6 +77,17 @@ def learning_rate(config: GrowthConfig, slot: Slot, fraction: float, base: float
     total = config.phases * (config.train_epochs + config.learn_epochs)
     start = config.lr if base is None else base
     return start * _factor(config, config.lr_schedule, slot.index + fraction, total)
+
+
+def theta_rate(lr: float, schedule: ThetaSchedule, progress: float) -> float:
+    """Returns theta's learning rate.
+
+    Args:
+        lr: The rate at the start.
+        schedule: How it falls.
+        progress: How much of the learning of one phase's morphisms has passed, in [0, 1].
+    """
+    return lr * (0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0)
 
 
 def _factor(config: GrowthConfig, schedule: LearningRateSchedule, position: float, total: int) -> float:

@@ -80,8 +80,8 @@ def _batch(losses: BatchLosses) -> torch.Tensor:
     return 0.25 / losses.positive_mean
 
 
-def _half_batch(losses: BatchLosses) -> torch.Tensor:
-    return 0.125 / losses.positive_mean
+def _third_of_batch(losses: BatchLosses) -> torch.Tensor:
+    return (0.25 / 3) / losses.positive_mean
 
 
 def _sample(losses: BatchLosses) -> torch.Tensor:
@@ -99,10 +99,42 @@ CURVATURES: dict[str, Curvature] = {
     "none": Curvature(None),
     "batch": Curvature(_batch),
     "fisher": Curvature(None, sampled=0.5),
-    "mixed": Curvature(_half_batch, sampled=0.25),
+    # A third of the paper's term, two thirds of the sampled Fisher's.
+    "mixed": Curvature(_third_of_batch, sampled=1 / 3),
     "empirical-fisher": Curvature(_one_half),
     "sample": Curvature(_sample, per_sample=True),
 }
+
+
+AUTO = "auto"
+"""The name that stands for a sampled curvature where labels can be drawn, else for the paper's."""
+
+
+def resolved(name: str, preferred: str, outputs: object, targets: object) -> Curvature:
+    """Returns a curvature by name; for :data:`AUTO` the one that outputs and targets allow.
+
+    Args:
+        name: A curvature, or :data:`AUTO`.
+        preferred: What :data:`AUTO` is for a classifier; ``"batch"`` serves every loss.
+        outputs: The model's outputs.
+        targets: The batch's targets.
+    """
+    if name != AUTO:
+        return curvature(name)
+    return CURVATURES[preferred if are_logits(outputs, targets) else "batch"]
+
+
+def check_name(name: str) -> str:
+    """Returns a name that is a curvature's, or :data:`AUTO`.
+
+    Raises:
+        MorphirError: if it is neither; the hint lists them.
+    """
+    if name not in {AUTO, *CURVATURES}:
+        raise MorphirError(
+            f"there is no curvature {name!r}", hint=f"the curvatures are: {', '.join((AUTO, *CURVATURES))}"
+        )
+    return name
 
 
 def curvature(name: str) -> Curvature:
@@ -118,6 +150,19 @@ def curvature(name: str) -> Curvature:
     return CURVATURES[name]
 
 
+def are_logits(outputs: object, targets: object) -> bool:
+    """Whether these are a classifier's logits ``[S, K]`` and one integer label a sample."""
+    return (
+        isinstance(outputs, torch.Tensor)
+        and isinstance(targets, torch.Tensor)
+        and outputs.dim() == 2
+        and outputs.is_floating_point()
+        and targets.shape == outputs.shape[:1]
+        and not targets.is_floating_point()
+        and not targets.is_complex()
+    )
+
+
 def sampled_logit_gradient(
     outputs: object, targets: object, generator: torch.Generator | None
 ) -> torch.Tensor:
@@ -131,19 +176,12 @@ def sampled_logit_gradient(
     Raises:
         MorphirError: if this is not a classifier with one integer label a sample.
     """
-    if not (
-        isinstance(outputs, torch.Tensor)
-        and isinstance(targets, torch.Tensor)
-        and outputs.dim() == 2
-        and outputs.is_floating_point()
-        and targets.shape == outputs.shape[:1]
-        and not targets.is_floating_point()
-        and not targets.is_complex()
-    ):
+    if not are_logits(outputs, targets):
         raise MorphirError(
             "the Fisher curvature needs logits [samples, classes] and one integer label a sample",
             hint='use curvature "batch" for any other kind of output or loss',
         )
+    assert isinstance(outputs, torch.Tensor)
     logits = outputs.detach().float() if outputs.dtype in _HALF else outputs.detach()
     probabilities = functional.softmax(logits, dim=1)
     # The largest p / Exponential(1) is a draw from p; torch.multinomial would wait for the device.

@@ -7,7 +7,7 @@ serve all spaces; each then costs one convolution for delta and one for theta's 
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,13 +25,14 @@ from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
-from morphir.runtime.learning.curvature import Curvature, curvature
+from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, resolved
 from morphir.runtime.learning.estimate import Projection, edge_values, estimate_prunes, estimate_splits
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram, lower
 from morphir.runtime.learning.model_pass import Loss, Pass, detached, run_backward, run_forward
 from morphir.runtime.learning.theta import Theta, group_kernels, initial_thetas
 
 _FUSED_ADAM = frozenset({"cpu", "cuda", "mps", "xpu"})
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 _GRADIENT_SHARES = 8
 """Adam moves thetas as soon as so small a share of all gradients is there: they need not all be held."""
 _FEW_GRADIENTS = 1 << 20
@@ -76,9 +77,12 @@ class Learner:
             each step.
         loss: ``loss(outputs, targets)`` returns one loss a sample, ``[S]``, or their mean.
         learn_curvature: What theta is learned against: ``"batch"`` (the paper), ``"fisher"``, ``"mixed"``,
-            ``"empirical-fisher"`` or ``"sample"``.
-        score_curvature: What the scores are estimated with.
-        lr: Adam's learning rate for theta.
+            ``"empirical-fisher"``, ``"sample"``; ``"auto"`` is ``"mixed"`` for a classifier (logits
+            ``[S, K]``, integer labels ``[S]``), ``"batch"`` for other outputs or targets.
+        score_curvature: What the scores are estimated with; ``"auto"`` is ``"fisher"`` or ``"batch"``.
+        lr: Adam's learning rate for theta, relative to its kernel's root mean square, so that a layer's
+            scale, which a batch norm undoes, does not matter. The attribute ``lr`` changes it.
+        absolute_lr: Take ``lr`` as it is for every kernel, as the paper does.
         ema: Weight of the newest batch in the scores' moving average; the paper's is (batch / dataset) / 2.
         init_scale: theta's initial root mean square, relative to its kernel's. theta = 0 is stationary.
         spaces: Names of the spaces to work on; all where None.
@@ -96,9 +100,10 @@ class Learner:
         graph: Graph,
         loss: Loss,
         *,
-        learn_curvature: str = "batch",
-        score_curvature: str = "batch",
-        lr: float = 1e-2,
+        learn_curvature: str = AUTO,
+        score_curvature: str = AUTO,
+        lr: float = 5e-2,
+        absolute_lr: bool = False,
         ema: float = 0.02,
         init_scale: float = 0.1,
         spaces: Collection[str] | None = None,
@@ -109,21 +114,21 @@ class Learner:
             graph.space(name)
         self.graph = graph
         self.loss = loss
-        self.learn_curvature: Curvature = curvature(learn_curvature)
-        self.score_curvature: Curvature = curvature(score_curvature)
+        self.learn_curvature = check_name(learn_curvature)
+        self.score_curvature = check_name(score_curvature)
         self.ema = ema
         self.lowered: Lowered = lower(graph, spaces)
         self.refused: Mapping[str, Remark] = self.lowered.refused
         self._state = _identities(graph)
         self._thetas = initial_thetas(graph, self.lowered.spaces, init_scale, seed)
-        leaves = [theta.value for own in self._thetas.values() for theta in own.values()]
-        self._adam = (
-            torch.optim.Adam(leaves, lr=lr, fused=graph.device.type in _FUSED_ADAM) if leaves else None
-        )
+        leaves = [theta.value for theta in self._all_thetas()]
+        self._lr = lr
+        self._adam = _adam(self._all_thetas(), lr, absolute=absolute_lr) if leaves else None
         self._waiting = 0
         self._most_waiting = max(sum(leaf.numel() for leaf in leaves) // _GRADIENT_SHARES, _FEW_GRADIENTS)
-        draws = torch.Generator(graph.device).manual_seed(seed + 1) if self._samples_labels else None
-        self._generator = draws
+        # No values are drawn on the meta device, and it has no generator.
+        meta = graph.device.type == "meta"
+        self._generator = None if meta else torch.Generator(graph.device).manual_seed(seed + 1)
         width = sum(space.width * (1 + (space.split is not None)) for space in self.lowered.spaces)
         dtype = torch.float64 if any(leaf.dtype == torch.float64 for leaf in leaves) else torch.float32
         self._average = torch.zeros(width, dtype=dtype, device=graph.device)
@@ -146,17 +151,20 @@ class Learner:
         args, kwargs = split_inputs(inputs)
         values = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
         projections: dict[str, list[Projection]] = {}
-
-        def work(space: SpaceProgram, run: Pass) -> None:
-            projections[space.name] = self._work(space, run)
-
         with frozen(self.graph), torch.no_grad():
-            forward = run_forward(self.lowered, values, targets, self.loss, sample=self._samples_labels)
-            self._check_losses(forward.run)
-            run_backward(forward, self.lowered, targets, self._generator, work)
+            forward = run_forward(self.lowered, values, targets, self.loss)
+            learn = resolved(self.learn_curvature, "mixed", forward.outputs, targets)
+            score = resolved(self.score_curvature, "fisher", forward.outputs, targets)
+            _check_losses(forward.run, learn, score)
+
+            def work(space: SpaceProgram, run: Pass) -> None:
+                projections[space.name] = self._work(space, run, learn)
+
+            sample = bool(learn.sampled or score.sampled)
+            run_backward(forward, self.lowered, targets, self._generator, work, sample=sample)
             self._move_thetas()
             ordered = [projection for space in self.lowered.spaces for projection in projections[space.name]]
-            self._record(ordered, forward.run)
+            self._record(ordered, forward.run, score)
         return StepResult(forward.run.losses.mean, detached(forward.outputs))
 
     def scores(self) -> list[Score]:
@@ -184,6 +192,17 @@ class Learner:
                 self._score(Prune(space.name, i), x) for i, x in enumerate(prunes) if _may(space, i, Prune)
             ]
         return scores
+
+    @property
+    def lr(self) -> float:
+        """Adam's learning rate for theta, in the unit that the learner was made with."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        self._lr = lr
+        for group in [] if self._adam is None else self._adam.param_groups:
+            group["lr"] = lr * group["unit"]
 
     @property
     def thetas(self) -> Mapping[str, Mapping[str, Theta]]:
@@ -229,25 +248,17 @@ class Learner:
             with torch.no_grad():
                 theta.value.copy_(_tensor(state, f"theta/{key}"))
             if self._adam is not None and f"adam/step/{key}" in state:
+                step = _tensor(state, f"adam/step/{key}").to(theta.value.device, copy=True)
+                moments = {name: _tensor(state, f"adam/{name}/{key}") for name in _MOMENTS}
                 self._adam.state[theta.value] = {
-                    name: _tensor(state, f"adam/{name}/{key}").to(theta.value.device, copy=True)
-                    for name in ("step", "exp_avg", "exp_avg_sq")
+                    "step": step,
+                    **{
+                        name: theta.laid_out(moment.to(theta.value.device, copy=True))
+                        for name, moment in moments.items()
+                    },
                 }
 
-    @property
-    def _samples_labels(self) -> bool:
-        return bool(self.learn_curvature.sampled or self.score_curvature.sampled)
-
-    def _check_losses(self, run: Pass) -> None:
-        if run.losses.samples is None and (
-            self.learn_curvature.per_sample or self.score_curvature.per_sample
-        ):
-            raise MorphirError(
-                "this curvature needs the loss of each sample, and the loss function returns their mean",
-                hint='return one loss a sample: reduction="none"',
-            )
-
-    def _work(self, space: SpaceProgram, run: Pass) -> list[Projection]:
+    def _work(self, space: SpaceProgram, run: Pass, learn: Curvature) -> list[Projection]:
         """Estimates one space's prunes and splits, and hands theta's gradients to the optimizer."""
         edges = edge_values(space, run)
         if all(edge is None for edge in edges):
@@ -258,7 +269,7 @@ class Learner:
         if space.split is not None:
             own = self._thetas[space.name]
             thetas = {parameter: theta.value for parameter, theta in own.items()}
-            estimate = estimate_splits(space.split, thetas, edges, run, self.learn_curvature)
+            estimate = estimate_splits(space.split, thetas, edges, run, learn)
             for parameter, gradient in estimate.gradients.items():
                 own[parameter].set_gradient(gradient)
                 self._waiting += gradient.numel()
@@ -274,7 +285,7 @@ class Learner:
             cast("Any", self._adam).step()
             self._adam.zero_grad(set_to_none=True)
 
-    def _record(self, projections: list[Projection], run: Pass) -> None:
+    def _record(self, projections: list[Projection], run: Pass, score: Curvature) -> None:
         """Moves the averages towards this batch's estimates; the weight is what corrects their bias."""
         self._steps += 1
         finite = torch.isfinite(run.losses.mean)
@@ -284,9 +295,7 @@ class Learner:
         if projections:
             q = torch.cat([projection.q for projection in projections], dim=1)
             sampled = [p.sampled for p in projections if p.sampled is not None]
-            change = self.score_curvature.estimate(
-                q, torch.cat(sampled, dim=1) if sampled else None, run.losses
-            )
+            change = score.estimate(q, torch.cat(sampled, dim=1) if sampled else None, run.losses)
             self._average.lerp_(change.mean(0).to(self._average.dtype), self.ema)
 
     def _split(self, space: ChannelSpace, index: int) -> Split:
@@ -344,6 +353,23 @@ def frozen(graph: nn.Module) -> Generator[None]:
             module.training = True
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+def _adam(thetas: Sequence[Theta], lr: float, *, absolute: bool) -> torch.optim.Adam:
+    """Returns Adam with one group of thetas for each unit of the learning rate."""
+    units: dict[float, list[torch.Tensor]] = {}
+    for theta in thetas:
+        units.setdefault(1.0 if absolute else theta.unit, []).append(theta.value)
+    groups = [{"params": values, "lr": lr * unit, "unit": unit} for unit, values in units.items()]
+    return torch.optim.Adam(groups, fused=thetas[0].value.device.type in _FUSED_ADAM)
+
+
+def _check_losses(run: Pass, learn: Curvature, score: Curvature) -> None:
+    if run.losses.samples is None and (learn.per_sample or score.per_sample):
+        raise MorphirError(
+            "this curvature needs the loss of each sample, and the loss function returns their mean",
+            hint='return one loss a sample: reduction="none"',
+        )
 
 
 def _identities(graph: Graph) -> tuple[int, list[torch.Tensor]]:

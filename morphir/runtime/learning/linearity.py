@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import fx
 
 from morphir.ir.graph import Graph
 from morphir.runtime.learning.observation import observe, random_inputs
@@ -13,16 +14,19 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 @torch.no_grad()
-def is_linear(graph: Graph, work: WorkingCopy, op: LinearOp, kernel: torch.Tensor) -> bool:
+def is_linear(graph: Graph, work: WorkingCopy, node: fx.Node, op: LinearOp, kernel: torch.Tensor) -> bool:
     """Whether ``op(a + b) = op(a) + op(b)`` on random kernels.
 
     Args:
         graph: The graph, for its example inputs.
         work: Its program.
+        node: The node that the operator is; one that yields several values at once is none.
         op: The operator.
         kernel: The kernel that it has in the program.
     """
     found = observe(graph, work, random_inputs(graph), lambda value: value)
+    if not isinstance(found[node], torch.Tensor):
+        return False
     values = [found[source] for source in op.sources]
     generator = torch.Generator().manual_seed(0)
     first, second = (

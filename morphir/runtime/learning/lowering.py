@@ -250,7 +250,7 @@ class _Lowering:
     def _producer(self, producer: Producer, channels: OwnChannels) -> ProducerProgram | None:
         node, kernel = self.work.nodes[producer.node], self.state[producer.parameter]
         op = linear_op(self.work, node, kernel)
-        if not op.known and not is_linear(self.graph, self.work, op, kernel):
+        if not op.known and not is_linear(self.graph, self.work, node, op, kernel):
             return None
         rows = channels.selection(self.parameters[producer.parameter], producer.out_axis)
         return ProducerProgram(

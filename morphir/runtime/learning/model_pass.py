@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -59,9 +59,7 @@ class Forward:
     taps: Mapping[int, torch.Tensor]
 
 
-def run_forward(
-    lowered: Lowered, inputs: Sequence[Any], targets: Any, loss: Loss, *, sample: bool
-) -> Forward:
+def run_forward(lowered: Lowered, inputs: Sequence[Any], targets: Any, loss: Loss) -> Forward:
     """Runs the instrumented program and the loss.
 
     Args:
@@ -69,7 +67,6 @@ def run_forward(
         inputs: The model's arguments in order.
         targets: What ``loss`` takes beside the outputs.
         loss: Returns one loss a sample or their mean.
-        sample: Whether a pass over sampled labels is to come.
     """
     for derived in lowered.derived:
         derived.refresh()
@@ -83,7 +80,7 @@ def run_forward(
         )
     samples = value.shape[0] if value.dim() else _batch_size(inputs)
     taps = {slot: captured[slot] for slot in lowered.taps}
-    run = Pass(list(detached(captured)), samples, _batch_losses(value), {}, {} if sample else None)
+    run = Pass(list(detached(captured)), samples, _batch_losses(value), {}, None)
     return Forward(run, outputs, value, taps)
 
 
@@ -93,6 +90,8 @@ def run_backward(
     targets: Any,
     generator: torch.Generator | None,
     work: Callable[[SpaceProgram, Pass], None],
+    *,
+    sample: bool = False,
 ) -> None:
     """Computes the taps' gradients, and calls ``work`` for each space as soon as its own are there.
 
@@ -102,8 +101,9 @@ def run_backward(
         targets: The batch's targets.
         generator: Draws the sampled labels.
         work: What to do with a space; must not change the gradients that it finds in the pass.
+        sample: Whether to backpropagate from sampled labels too.
     """
-    run, loss = forward.run, forward.loss
+    run, loss = replace(forward.run, sampled={} if sample else None), forward.loss
     whole = torch.full_like(loss, 1 if loss.dim() else run.samples)
     arrivals = _Arrivals(lowered, run, work)
     if run.sampled is None:

@@ -30,6 +30,7 @@ class Theta:
         rows: For every group, its rows of ``value`` along ``out_axis``.
         value: theta, of the shape of the kernel's own rows, in float32 at least; requires grad.
         mask: 1 on the rows that can be split, broadcastable; None where all can.
+        unit: Root mean square of the kernel's own rows; 1 where they have no values.
     """
 
     space: str
@@ -38,6 +39,7 @@ class Theta:
     rows: tuple[tuple[int, ...], ...]
     value: torch.Tensor
     mask: torch.Tensor | None
+    unit: float
 
     @staticmethod
     def initial(
@@ -66,15 +68,27 @@ class Theta:
         mask = _mask(space, rows, kernel, producer.out_axis)
         dtype = torch.float32 if kernel.dtype in _HALF else kernel.dtype
         noise = torch.randn(kernel.shape, generator=generator, dtype=torch.float64).to(kernel.device, dtype)
-        value = noise * (scale * kernel.to(dtype).square().mean().sqrt())
+        size = kernel.to(dtype).square().mean().sqrt()
+        value = noise * (scale * size)
         value = value if mask is None else value * mask
         # The kernel's memory format, which theta's convolutions then share.
         value = torch.empty_like(kernel, dtype=dtype).copy_(value).requires_grad_()
-        return Theta(space.name, producer.parameter, producer.out_axis, rows, value, mask)
+        unit = 1.0 if size.is_meta else float(size)
+        return Theta(space.name, producer.parameter, producer.out_axis, rows, value, mask, unit)
 
     def set_gradient(self, gradient: torch.Tensor) -> None:
         """Hands the optimizer its gradient."""
-        self.value.grad = gradient if self.mask is None else gradient * self.mask
+        self.value.grad = self.laid_out(gradient if self.mask is None else gradient * self.mask)
+
+    def laid_out(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns a tensor of theta's shape with theta's strides.
+
+        Fused Adam on a CPU pairs the entries of theta, gradient and moments by their place in memory,
+        whatever their strides; a convolution's weight gradient often comes in channels-last.
+        """
+        if tensor.stride() == self.value.stride():
+            return tensor
+        return torch.empty_like(self.value, requires_grad=False).copy_(tensor)
 
     def of_group(self, group: int) -> torch.Tensor:
         """Returns one group's theta: the kernel of its one output channel, or ``[m, ...]`` in row order."""

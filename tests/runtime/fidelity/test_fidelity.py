@@ -28,8 +28,11 @@ from morphir.runtime.fidelity.learners import (
     SteepestDescent,
 )
 from morphir.runtime.fidelity.study import Study, by_space
+from morphir.runtime.fidelity.together import together
 from morphir.runtime.fidelity.truth import true_changes
+from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.training import Placement
+from passes.transform import transform
 
 LOSS = partial(F.cross_entropy, reduction="none")
 CPU = Placement(torch.device("cpu"))
@@ -141,6 +144,28 @@ def test_learners_lower_the_true_loss_and_random_directions_have_their_norm(
         pair = [(splits[place].theta or {})["0.weight"] for splits in (random, learned["batch"])]
         assert float(pair[0].norm()) == pytest.approx(float(pair[1].norm()), rel=1e-9)
         assert not torch.equal(*pair)
+
+
+def test_a_selection_at_once_is_that_of_the_rewritten_network(network: Graph, data: list[Batch]) -> None:
+    config = GrowthConfig(theta_factors=(1.0, 0.5), best_fraction=0.5, prunes=False)
+    trial, held_back = data[:1], data[1:]
+    case = problem(network, data, (), epochs=20)
+    found = {row.plan: row for row in together(case, config, trial, held_back)}
+    learner = case.learner("auto")
+    learner.ema = 0.5 / len(data)
+    case.teach(learner)
+    scores = sorted(
+        (s for s in learner.scores() if isinstance(s.morphism, Split)), key=lambda s: s.delta_loss
+    )
+    changed = copy.deepcopy(network)
+    transform(changed, [score.morphism for score in scores[:2]])
+    whole = found["all of it"]
+    assert (whole.splits, whole.prunes, whole.factor) == (2, 0, 1.0)
+    assert whole.predicted == pytest.approx(sum(score.delta_loss for score in scores[:2]))
+    assert whole.joint == pytest.approx(loss_of(changed, trial) - loss_of(network, trial), abs=1e-6)
+    assert whole.truth == pytest.approx(loss_of(changed, held_back) - loss_of(network, held_back), abs=1e-6)
+    assert found["best factor"].joint <= whole.joint
+    assert found["backtracked"].joint <= 0
 
 
 def test_agreement_against_numpy() -> None:

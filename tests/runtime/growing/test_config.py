@@ -7,7 +7,7 @@ import pytest
 
 from morphir.errors import MorphirError
 from morphir.runtime.growing.config import PRESETS, GrowthConfig
-from morphir.runtime.growing.schedule import learning_rate, plan
+from morphir.runtime.growing.schedule import learning_rate, plan, theta_rate
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -23,6 +23,9 @@ def test_paper_preset_has_the_papers_values() -> None:
     assert len({(slot.phase, slot.stage) for slot in growing}) == 30
     assert (config.batch_size, config.momentum, config.nesterov, config.weight_decay) == (64, 0.9, True, 1e-4)
     assert (config.theta_lr, config.ema, config.best_fraction) == (1e-2, None, 0.3)
+    assert config.theta_lr_absolute and config.theta_lr_schedule == "constant"
+    assert (config.learn_curvature, config.score_curvature) == ("batch", "batch")
+    assert (config.theta_factors, config.theta_halvings) == ((1.0,), 0)
     rates = {slot.index: learning_rate(config, slot, 0.0) for slot in growing}
     assert [rates[index] for index in (0, 299, 300, 449, 450, 599)] == pytest.approx(
         [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
@@ -96,6 +99,11 @@ def test_learning_rates() -> None:
     assert rates[4:] == pytest.approx([0.4, 0.4 * (0.5 + 0.5 * 0.5**0.5), 0.2, 0.4 * (0.5 - 0.5 * 0.5**0.5)])
     assert learning_rate(config, slots[0], 0.0, base=1.0) == 1.0
     assert learning_rate(config, slots[4], 0.5, base=1.0) < 0.4
+
+
+def test_thetas_rate_falls_to_nothing_over_a_phase_or_stays() -> None:
+    assert [theta_rate(0.2, "cosine", p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.2, 0.1, 0.0])
+    assert theta_rate(0.2, "constant", 0.9) == 0.2
 
 
 def cell(value: object) -> str:

@@ -47,10 +47,11 @@ CONFIG = GrowthConfig(
     learn_epochs=2,
     lr=0.05,
     lr_schedule="constant",
-    theta_lr=0.03,
+    theta_lr=0.2,
     ema=0.2,
     lambda_parameters=2e-4,
     final_epochs=2,
+    final_lr=0.1,
     check_every=2,
     batch_norm_batches=2,
 )
@@ -420,7 +421,13 @@ def test_per_sample_loss_is_the_same_run(uninterrupted: GrowthResult) -> None:
 
 def test_retraining_starts_from_new_weights() -> None:
     config = CONFIG.model_copy(
-        update={"phases": 0, "final_epochs": 1, "lr": 1e-12, "final_lr_schedule": "constant"}
+        update={
+            "phases": 0,
+            "final_epochs": 1,
+            "lr": 1e-12,
+            "final_lr": None,
+            "final_lr_schedule": "constant",
+        }
     )
     seed = network()
     tuned = run(config=config.model_copy(update={"final": "fine-tune"})).graph

@@ -104,7 +104,7 @@ def estimates(learner: Learner, batch: Batch) -> dict[str, tuple[torch.Tensor, t
         found[program.name] = (estimate_prunes(edges, run).q, splits)
 
     with frozen(learner.graph), torch.no_grad():
-        forward = run_forward(learner.lowered, [batch[0]], batch[1], cross_entropy, sample=False)
+        forward = run_forward(learner.lowered, [batch[0]], batch[1], cross_entropy)
         run_backward(forward, learner.lowered, batch[1], torch.Generator(), work)
     return found
 

@@ -16,7 +16,7 @@ def _formula(name: str, q: torch.Tensor, tilde: torch.Tensor) -> torch.Tensor:
     return {
         "batch": q + q**2 / (4 * mean),
         "fisher": q + tilde**2 / 2,
-        "mixed": q + q**2 / (8 * mean) + tilde**2 / 4,
+        "mixed": q + q**2 / (12 * mean) + tilde**2 / 3,
         "none": q,
         "empirical-fisher": q + q**2 / 2,
         "sample": q + q**2 / (4 * LOSSES.clamp_min(0.1 * float(mean))[:, None]),

@@ -107,11 +107,11 @@ def test_mean_and_per_sample_losses_agree(curvature: str) -> None:
 
 def test_scores_average_the_batches_with_the_bias_corrected() -> None:
     graph, batches, ema = _graph(), [_batch() for _ in range(4)], 0.3
-    averaged = Learner(graph, _per_sample, lr=0.0, ema=ema)
+    averaged = Learner(graph, _per_sample, score_curvature="batch", lr=0.0, ema=ema)
     alone = []
     for batch in batches:
         averaged.step(*batch)
-        single = Learner(graph, _per_sample, lr=0.0, ema=ema)
+        single = Learner(graph, _per_sample, score_curvature="batch", lr=0.0, ema=ema)
         single.step(*batch)
         alone.append(_deltas(single))
     weights = torch.tensor([ema * (1 - ema) ** age for age in (3, 2, 1, 0)], dtype=torch.float64)
@@ -154,7 +154,7 @@ def test_scores_name_every_legal_morphism_with_its_cost() -> None:
         assert (score.delta_parameters, score.delta_macs) == (cost.parameters, cost.macs)
 
 
-@pytest.mark.parametrize("curvature", ["batch", "mixed"])
+@pytest.mark.parametrize("curvature", ["batch", "mixed", "auto"])
 def test_resuming_is_bit_identical(curvature: str) -> None:
     graph, batches = _graph(torch.float32), [_batch(dtype=torch.float32) for _ in range(5)]
     options: dict[str, Any] = {"learn_curvature": curvature, "score_curvature": curvature}
@@ -173,6 +173,106 @@ def test_resuming_is_bit_identical(curvature: str) -> None:
     assert ends[0].keys() == ends[1].keys()
     for key, value in ends[0].items():
         other = ends[1][key]
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+
+
+def _wide(dtype: torch.dtype) -> tuple[Graph, list[tuple[torch.Tensor, torch.Tensor]]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(16 * 64, CLASSES),
+    )
+    batches = [_batch(8, torch.float64) for _ in range(4)]
+    graph = trace(model.to(dtype), torch.zeros(2, 3, 8, 8, dtype=dtype))
+    return graph, [(images.to(dtype), labels) for images, labels in batches]
+
+
+FORMATS = torch.contiguous_format, torch.channels_last
+
+
+@pytest.mark.parametrize(("own", "gradients_own"), [FORMATS, FORMATS[::-1], FORMATS[:1] * 2])
+def test_theta_moves_as_plain_adam_moves_it_whatever_the_gradients_strides(
+    own: torch.memory_format, gradients_own: torch.memory_format
+) -> None:
+    """Against Adam's update written out in float64; a convolution chooses its gradient's format."""
+    graph, batches = _wide(torch.float32)
+    graph.to(memory_format=own)  # pyright: ignore[reportCallIssue]
+    learner = Learner(graph, functional.cross_entropy, lr=1e-2, absolute_lr=True)
+    theta = learner.thetas["2"]["2.weight"]
+    gradients: list[torch.Tensor] = []
+    set_gradient = type(theta).set_gradient
+    expected = theta.value.detach().double().contiguous()
+    first, second = torch.zeros_like(expected), torch.zeros_like(expected)
+
+    def noted(self: Any, gradient: torch.Tensor) -> None:
+        if self is theta:
+            gradients.append(gradient.double().contiguous())
+            gradient = gradient.clone(memory_format=gradients_own)
+        set_gradient(self, gradient)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(theta), "set_gradient", noted)
+        for batch in batches:
+            learner.step(*batch)
+    for step, gradient in enumerate(gradients, start=1):
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient.square()
+        size = (second / (1 - 0.999**step)).sqrt() + 1e-8
+        expected = expected - 1e-2 * first / (1 - 0.9**step) / size
+    assert len(gradients) == len(batches)
+    torch.testing.assert_close(theta.value.detach().double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_learning_rate_is_relative_to_each_kernel_and_can_be_changed() -> None:
+    """Adam's first step is the rate itself: the sign of the gradient, whatever its size."""
+    graph, (images, labels) = _graph(), _batch()
+    for absolute in (False, True):
+        learner = Learner(graph, functional.cross_entropy, lr=0.5, absolute_lr=absolute)
+        assert learner.lr == 0.5
+        learner.lr = 0.1
+        before = {key: own[f"{key}.weight"].value.detach().clone() for key, own in learner.thetas.items()}
+        learner.step(images, labels)
+        for key, theta in before.items():
+            kernel = graph.get_parameter(f"{key}.weight").detach()
+            moved = (learner.thetas[key][f"{key}.weight"].value.detach() - theta).abs()
+            rate = 0.1 * (1.0 if absolute else float(kernel.square().mean().sqrt()))
+            assert float(moved.median()) == pytest.approx(rate, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("classifier", "learn", "score"), [(True, "mixed", "fisher"), (False, "batch", "batch")]
+)
+def test_auto_samples_labels_where_the_outputs_are_logits(classifier: bool, learn: str, score: str) -> None:
+    graph, (images, labels) = _graph(), _batch()
+    targets = labels if classifier else functional.one_hot(labels, CLASSES).double()
+    loss = functional.cross_entropy if classifier else functional.mse_loss
+    found = []
+    for names in (("auto", "auto"), (learn, score)):
+        learner = Learner(graph, loss, learn_curvature=names[0], score_curvature=names[1], init_scale=0.5)
+        for _ in range(3):
+            learner.step(images, targets)
+        found.append(_deltas(learner))
+    assert torch.equal(found[0], found[1])
+
+
+def test_a_state_without_strides_continues_a_channels_last_learner() -> None:
+    """Files hold every tensor in row-major order."""
+    graph, batches = _wide(torch.float32)
+    graph.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    whole = Learner(graph, functional.cross_entropy)
+    whole.step(*batches[0])
+    saved = {k: v.contiguous() if isinstance(v, torch.Tensor) else v for k, v in whole.state_dict().items()}
+    resumed = Learner(graph, functional.cross_entropy, seed=7)
+    resumed.load_state_dict(saved)
+    for batch in batches[1:]:
+        whole.step(*batch)
+        resumed.step(*batch)
+    for key, value in whole.state_dict().items():
+        other = resumed.state_dict()[key]
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
 
 
@@ -196,7 +296,7 @@ class _NoHostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("curvature", ["batch", "mixed"])
+@pytest.mark.parametrize("curvature", ["batch", "mixed", "auto"])
 def test_a_step_reads_nothing_back(curvature: str) -> None:
     graph = _graph()
     learner = Learner(graph, functional.cross_entropy, learn_curvature=curvature, score_curvature=curvature)

@@ -220,7 +220,7 @@ def _estimates(
         found[program.name] = (estimate_prunes(edges, run).q, splits)
 
     with frozen(learner.graph), torch.no_grad():
-        forward = run_forward(learner.lowered, [batch[0]], batch[1], _loss, sample=False)
+        forward = run_forward(learner.lowered, [batch[0]], batch[1], _loss)
         run_backward(forward, learner.lowered, batch[1], torch.Generator(), work)
     return found
 

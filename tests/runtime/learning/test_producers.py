@@ -224,8 +224,9 @@ def scaled_product(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
 
 
 @fx.wrap
-def rectified_product(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    return torch.relu(x @ kernel)
+def rectified_product(x: torch.Tensor, kernel: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Two results: no trace goes into this one."""
+    return torch.relu(x @ kernel), 2
 
 
 class Wrapped(nn.Module):
@@ -239,7 +240,7 @@ class Wrapped(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.flatten(2).mean(2)
-        x = rectified_product(x, self.kernel) if self.rectified else scaled_product(x, self.kernel)
+        x = rectified_product(x, self.kernel)[0] if self.rectified else scaled_product(x, self.kernel)
         return self.head(functional.silu(x))
 
 

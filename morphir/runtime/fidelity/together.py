@@ -1,0 +1,89 @@
+"""Many at once: what a growth run's selection is estimated to change, and what it then changes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from morphir.ir.graph import Graph
+from morphir.runtime.fidelity.learners import Problem
+from morphir.runtime.growing.backtracking import Plan, backtracked, tried
+from morphir.runtime.growing.config import GrowthConfig
+from morphir.runtime.growing.line_search import Trial, scaled
+from morphir.runtime.growing.rewriting import selected
+from morphir.runtime.growing.run_state import count_steps
+from morphir.runtime.growing.selection import Selection
+from morphir.runtime.growing.training import evaluate
+from passes.instruments import unobserved
+from passes.transform import transform
+
+Samples = Sequence[tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One way to apply a selection.
+
+    Attributes:
+        plan: Which.
+        splits: Number of splits.
+        prunes: Number of prunes.
+        factor: Factor on every theta.
+        predicted: Sum of the single morphisms' estimates, whatever the factor.
+        joint: Joint estimate: change of the mean loss on a few training batches, all applied.
+        truth: Change of the mean loss on the held-back batches.
+    """
+
+    plan: str
+    splits: int
+    prunes: int
+    factor: float
+    predicted: float
+    joint: float
+    truth: float
+
+
+def together(problem: Problem, config: GrowthConfig, trial: Samples, held_back: Samples) -> Iterator[Applied]:
+    """Yields the whole selection as the paper applies it, with the best factor, and backtracked.
+
+    Args:
+        problem: The network, and what theta is learned on; its places are not looked at.
+        config: Curvatures, selection, factors and halvings.
+        trial: Training batches that plans are tried on.
+        held_back: What the truth is measured on.
+    """
+    graph = problem.graph
+    learner = problem.learner(config.learn_curvature, config.score_curvature)
+    steps = count_steps(problem.batches(0))
+    learner.ema = config.ema or 0.5 / max(steps or 50, 1)
+    problem.teach(learner)
+    selection = selected(graph, learner.scores(), config)
+
+    def loss_of(candidate: Graph, samples: Samples = trial) -> float:
+        return evaluate(candidate, samples, problem.loss, problem.placement).loss
+
+    def applied(name: str, plan: Plan) -> Applied:
+        changed = copy.deepcopy(graph)
+        with unobserved():
+            transform(changed, scaled(plan.selection.morphisms, plan.factor))
+        return Applied(
+            name,
+            plan.selection.count("split"),
+            plan.selection.count("prune"),
+            plan.factor,
+            _sum(plan.selection),
+            loss_of(changed) - loss_of(graph),
+            loss_of(changed, held_back) - loss_of(graph, held_back),
+        )
+
+    factors = config.theta_factors
+    yield applied("all of it", Plan(selection, (Trial(1.0, math.nan),)))
+    yield applied("best factor", tried(graph, selection, factors, loss_of))
+    yield applied("backtracked", backtracked(graph, selection, factors, config.theta_halvings, loss_of))
+
+
+def _sum(selection: Selection) -> float:
+    return sum(score.delta_loss for score in selection.taken)

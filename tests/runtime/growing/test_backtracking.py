@@ -1,0 +1,142 @@
+"""Backtracking against losses that are known in closed form, and against networks that overshoot."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from morphir.analysis.tracing import trace
+from morphir.ir.graph import Graph
+from morphir.morphisms.base import Morphism
+from morphir.morphisms.prune import Prune
+from morphir.morphisms.split import Split
+from morphir.runtime.growing.backtracking import backtracked, tried
+from morphir.runtime.growing.line_search import scaled
+from morphir.runtime.growing.selection import Selection
+from morphir.runtime.learning.learner import Learner, Score
+from passes.transform import transform
+
+WIDTH = 6
+
+
+def network(depth: int = 1) -> Graph:
+    torch.manual_seed(0)
+    hidden = [layer for _ in range(depth) for layer in (nn.Linear(WIDTH, WIDTH, bias=False), nn.Tanh())]
+    return trace(nn.Sequential(*hidden, nn.Linear(WIDTH, 3)).double().eval(), torch.randn(2, WIDTH).double())
+
+
+def selection(*morphisms: tuple[Morphism, float]) -> Selection:
+    return Selection(tuple(Score(morphism, change, 0, 0) for morphism, change in morphisms), ())
+
+
+def split(index: int) -> tuple[Morphism, float]:
+    theta = torch.zeros(WIDTH, dtype=torch.float64)
+    theta[0] = 1.0
+    return Split("0", index, {"0.weight": theta}), -1.0
+
+
+def recorded(
+    graph: Graph, loss: Callable[[float, int], float]
+) -> tuple[Callable[[Graph], float], list[float]]:
+    """A loss of theta's factor, which is read off the rewritten kernel, and of the number of new units."""
+    seen: list[float] = []
+    kernel = graph.get_parameter("0.weight").detach().clone()
+
+    def loss_of(candidate: Graph) -> float:
+        rows = candidate.get_parameter("0.weight").detach()
+        factor = float(rows[0, 0] - kernel[0, 0])
+        seen.append(factor)
+        return loss(factor, len(rows) - len(kernel))
+
+    return loss_of, seen
+
+
+def test_theta_is_halved_until_the_loss_no_longer_rises() -> None:
+    graph = network()
+    loss_of, seen = recorded(graph, lambda factor, _: 1.0 + factor * (factor - 0.1))
+    plan = backtracked(graph, selection(split(0)), (1.0, 0.5), 6, loss_of)
+    assert seen == pytest.approx([0.0, 1.0, 0.5, 0.25, 0.125, 0.0625])
+    assert [trial.factor for trial in plan.trials] == [1.0, 0.5, 0.25, 0.125, 0.0625]
+    assert plan.factor == 0.0625
+    assert not graph.history
+
+
+def test_a_believable_plan_is_taken_with_its_best_factor() -> None:
+    graph = network()
+    loss_of, seen = recorded(graph, lambda factor, _: (factor - 0.6) ** 2)
+    plan = backtracked(graph, selection(split(0), split(3)), (1.0, 0.5), 6, loss_of)
+    assert plan.factor == 0.5
+    assert len(seen) == 3
+    assert plan.selection.count("split") == 2
+
+
+def test_theta_ends_small_where_nothing_helps() -> None:
+    graph = network()
+    loss_of, _ = recorded(graph, lambda factor, new: float(new))
+    plan = backtracked(graph, selection(split(0), split(3)), (1.0,), 2, loss_of)
+    assert [trial.factor for trial in plan.trials] == [1.0, 0.5, 0.25]
+    assert plan.selection.count("split") == 2
+
+
+@pytest.mark.parametrize(("most", "kept"), [(4, [1, 2, 3, 4]), (2, [2, 4]), (1, [4]), (0, [])])
+def test_prunes_are_left_out_while_they_cost_more_than_estimated(most: int, kept: list[int]) -> None:
+    """The cheapest stay, whatever their order; splits stay in any case."""
+    graph = network()
+    costs = {1: 0.3, 2: 0.2, 3: 0.4, 4: 0.1}
+    chosen = selection(split(0), *((Prune("0", index), cost) for index, cost in costs.items()))
+    loss_of, _ = recorded(graph, lambda factor, new: 5.0 if -new > most else 0.0)
+    plan = backtracked(graph, chosen, (1.0, 0.5), 6, loss_of)
+    assert [m.index for m in plan.selection.morphisms if m.kind == "prune"] == kept
+    assert plan.selection.count("split") == 1
+    assert {r.code for r in plan.selection.remarks} == ({"not-believable"} if most < 4 else set())
+    assert sorted(r.index for r in plan.selection.remarks if r.index is not None) == sorted(
+        set(costs) - set(kept)
+    )
+
+
+def test_nothing_is_evaluated_for_the_papers_way() -> None:
+    def never(graph: Graph) -> float:
+        raise AssertionError
+
+    for way in (
+        tried(network(), selection(split(0)), (1.0,), never),
+        backtracked(network(), selection(split(0)), (1.0,), 0, never),
+    ):
+        assert way.factor == 1.0
+        assert math.isnan(way.trials[0].loss)
+
+
+def test_the_loss_of_a_deep_network_does_not_rise_where_the_whole_selection_raises_it() -> None:
+    graph = network(depth=4)
+    inputs, labels = torch.randn(64, WIDTH).double(), torch.randint(0, 3, (64,))
+
+    def loss_of(candidate: Graph) -> float:
+        return float(functional.cross_entropy(candidate(inputs), labels).detach())
+
+    optimizer = torch.optim.Adam(graph.parameters(), lr=0.03)
+    for _ in range(60):
+        optimizer.zero_grad()
+        functional.cross_entropy(graph(inputs), labels).backward()  # pyright: ignore[reportUnknownMemberType]
+        optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+    learner = Learner(graph, functional.cross_entropy, learn_curvature="none", init_scale=0.5, lr=0.3)
+    for _ in range(40):
+        learner.step(inputs, labels)
+    splits = [score for score in learner.scores() if score.morphism.kind == "split"]
+    chosen = Selection(tuple(splits), ())
+    before = loss_of(graph)
+    assert rise(graph, chosen.morphisms, loss_of) > 0
+    plan = backtracked(graph, chosen, (1.0, 0.5), 8, loss_of)
+    assert loss_of(graph) == before
+    assert rise(graph, scaled(plan.selection.morphisms, plan.factor), loss_of) <= 0
+
+
+def rise(graph: Graph, morphisms: Sequence[Morphism], loss_of: Callable[[Graph], float]) -> float:
+    changed = copy.deepcopy(graph)
+    transform(changed, morphisms)
+    return loss_of(changed) - loss_of(graph)

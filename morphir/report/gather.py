@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from morphir.ir.index_map import Rewrite
 from morphir.report.run_files import RunFiles, read_run_files
 from morphir.report.tables import Table
 from morphir.runtime.growing.events import PhaseRecord
+from morphir.runtime.history.action import Action
 from morphir.runtime.storage.program import Program
 from morphir.runtime.storage.scores import MorphismScores
 
@@ -39,7 +39,7 @@ def gather(path: Path) -> dict[str, Any]:
         MorphirError: as :func:`~morphir.report.run_files.read_run_files`.
     """
     run, strings, sites = read_run_files(path), Table[str](), Table[tuple[int, ...]]()
-    rewrites = {rewrite.number: rewrite for rewrite in run.rewrites}
+    rewrites = {action.rewrite.number: action for action in run.rewrites if action.rewrite}
     positions = [_grown(run, phase, rewrites, strings, sites) for phase in run.grown]
     positions.append({"ir": _numbers(run.ir(len(run.grown)), strings), "widths": _widths_now(run)})
     return {
@@ -96,7 +96,7 @@ def _width(line: str, space: str) -> int:
 def _grown(
     run: RunFiles,
     phase: PhaseRecord,
-    rewrites: Mapping[int, Rewrite],
+    rewrites: Mapping[int, Action],
     strings: Table[str],
     sites: Table[tuple[int, ...]],
 ) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _grown(
             space: {kind: _columns(columns) for kind, columns in kinds.items()}
             for space, kinds in scores.spaces.items()
         },
-        "rewrites": [_rewrite(rewrites[number]) for number in scores.rewrites],
+        "rewrites": [_rewrite(rewrites[number], strings) for number in scores.rewrites],
         "remarks": _remarks(run.remarks(phase.phase), strings, sites),
     }
 
@@ -132,12 +132,15 @@ def _collapsed(values: Sequence[int]) -> int | list[int]:
     return values[0] if len(set(values)) == 1 else list(values)
 
 
-def _rewrite(rewrite: Rewrite) -> dict[str, Any]:
+def _rewrite(action: Action, strings: Table[str]) -> dict[str, Any]:
+    rewrite = action.rewrite
+    assert rewrite is not None
     return {
         "number": rewrite.number,
         "name": rewrite.name,
         "delta_parameters": rewrite.delta_parameters,
         "maps": {m.space: {"sources": list(m.sources), "signs": list(m.signs)} for m in rewrite.maps},
+        "diff": _numbers(action.difference, strings),
     }
 
 

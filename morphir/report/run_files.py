@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from morphir.errors import MorphirError
-from morphir.ir.index_map import Rewrite
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.events import EpochRecord, PhaseRecord
 from morphir.runtime.growing.schedule import plan
+from morphir.runtime.history.action import Action
 from morphir.runtime.history.store import HistoryStore
 from morphir.runtime.storage.files import StorageError, read_json
 from morphir.runtime.storage.metrics import read_metrics
@@ -39,7 +39,7 @@ class RunFiles:
         epochs: Every epoch that ended.
         phases: Every phase that ended, the final training among them.
         program: The traced program.
-        rewrites: Every rewrite so far, without thetas.
+        rewrites: Every rewrite so far, as the run's history has it.
     """
 
     path: Path
@@ -48,7 +48,7 @@ class RunFiles:
     epochs: tuple[EpochRecord, ...]
     phases: tuple[PhaseRecord, ...]
     program: Program
-    rewrites: tuple[Rewrite, ...]
+    rewrites: tuple[Action, ...]
 
     @property
     def grown(self) -> tuple[PhaseRecord, ...]:
@@ -104,7 +104,7 @@ def read_run_files(path: Path) -> RunFiles:
         tuple(_validated(metrics, _EPOCHS, _of_kind(lines, "epoch"))),
         tuple(_validated(metrics, _PHASES, _of_kind(lines, "phase"))),
         read_program(path),
-        tuple(action.rewrite for action in HistoryStore.read(history).actions if action.rewrite),
+        tuple(action for action in HistoryStore.read(history).actions if action.rewrite),
     )
 
 

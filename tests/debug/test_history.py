@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,7 @@ def test_erased_nodes_are_erased_again(tmp_path: Path) -> None:
 
 def test_an_action_says_pass_maps_nodes_remarks_and_time(tmp_path: Path) -> None:
     graph = traced()
+    before = morphir.print_graph(graph).splitlines()
     with recorded(graph, tmp_path / "history"):
         morphir.transform(graph, [morphir.Split("conv1", 2), morphir.Prune("conv2", 0)])
     split, prune = HistoryStore.read(tmp_path / "history").actions[1:]
@@ -171,6 +173,26 @@ def test_an_action_says_pass_maps_nodes_remarks_and_time(tmp_path: Path) -> None
     (remark,) = split.remarks
     assert (remark.kind, remark.space, remark.index, remark.node) == ("applied", "conv1", 2, "conv1")
     assert str(remark.source).startswith("history_case.py:") and (split.seconds or 0) > 0
+    assert any(line.startswith("-  %conv1: ") for line in split.difference)
+    assert (
+        patched(patched(before, split.difference), prune.difference)
+        == morphir.print_graph(graph).splitlines()
+    )
+
+
+def patched(lines: list[str], difference: Sequence[str]) -> list[str]:
+    """Applies a unified difference."""
+    found, at = list[str](), 0
+    for line in difference:
+        if line.startswith("@@"):
+            start = int(line.split()[1].split(",")[0][1:]) - 1
+            found, at = [*found, *lines[at:start]], start
+        elif line.startswith("+"):
+            found.append(line[1:])
+        else:
+            assert lines[at] == line[1:]
+            found, at = [*found, *([] if line.startswith("-") else [line[1:]])], at + 1
+    return [*found, *lines[at:]]
 
 
 def test_a_history_opens_without_the_model_that_it_was_recorded_of(tmp_path: Path) -> None:

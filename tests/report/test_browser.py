@@ -147,6 +147,15 @@ def test_a_folded_block_opens_for_what_is_chosen(page: Page) -> None:
     assert page.ask("document.querySelectorAll('#program details[open]').length") == 1
 
 
+def test_a_rewrite_opens_to_what_it_changed(page: Page, data: dict[str, Any]) -> None:
+    (first, *_) = data["positions"][0]["rewrites"]
+    assert page.ask("document.querySelectorAll('#rewrites details[open]').length") == 0
+    page.element("#rewrites summary").click()
+    shown = page.ask("[...document.querySelector('#rewrites pre').children].map((line) => line.textContent)")
+    assert shown == [data["strings"][at] for at in first["diff"]]
+    assert page.ask("document.querySelectorAll('#rewrites pre .added').length") > 0
+
+
 def test_searching_finds_remarks(page: Page, run_path: Path) -> None:
     page.element("#this-phase").click()
     remarks = [r for phase in (1, 2, 3) for r in read_run_files(run_path).remarks(phase)]

@@ -89,8 +89,13 @@ def test_applied_scores_are_the_applied_remarks_and_the_rewrites(
         said = {(r["code"], r["space"]) for r in remarks if r["code"] in ("split", "prune")}
         assert said == {(kind, space) for kind, space, _ in applied}
         numbers += [rewrite["number"] for rewrite in position["rewrites"]]
-    actions = map(json.loads, (run_path / "history" / "actions.jsonl").read_text().splitlines())
-    assert numbers == [action["rewrite"]["number"] for action in actions if action["rewrite"]]
+    lines = (run_path / "history" / "actions.jsonl").read_text().splitlines()
+    actions = [action for action in map(json.loads, lines) if action["rewrite"]]
+    assert numbers == [action["rewrite"]["number"] for action in actions]
+    rewrites = [rewrite for position in data["positions"][:-1] for rewrite in position["rewrites"]]
+    for action, rewrite in zip(actions, rewrites, strict=True):
+        assert action["difference"]
+        assert [data["strings"][at] for at in rewrite["diff"]] == action["difference"]
 
 
 def test_every_remark_comes_back_whole(data: dict[str, Any], run_path: Path) -> None:

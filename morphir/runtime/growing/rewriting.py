@@ -37,20 +37,19 @@ def rewrite_graph(job: Job, learner: Learner, optimizer: optim.Optimizer, phase:
     selection = selected(graph, scores, job.config)
     selection = replace(selection, remarks=(*learner.refused.values(), *selection.remarks))
     if not selection.taken:
-        _tell(selection.remarks)
+        _tell(selection)
         return GraphRewritten(graph, phase, selection, None, (), selection.remarks, tuple(scores))
     config = job.config
     plan = backtracked(graph, selection, config.theta_factors, config.theta_halvings, _trial_loss(job))
+    _tell(plan.selection)
     result = transform(graph, scaled(plan.selection.morphisms, plan.factor), optimizer)
     remarks = result.remarks + _reexpress(job, result.index_maps, optimizer)
     remarks = (*remarks, *plan.selection.remarks)
-    _tell(plan.selection.remarks)
     return GraphRewritten(graph, phase, plan.selection, result, plan.trials, remarks, tuple(scores))
 
 
-def _tell(remarks: Sequence[Remark]) -> None:
-    """Tells the instruments why morphisms were not taken."""
-    tell_all(lambda instrument: instrument.on_remarks("selection", remarks), active())
+def _tell(selection: Selection) -> None:
+    tell_all(lambda instrument: instrument.on_remarks("selection", selection.remarks), active())
 
 
 def selected(graph: Graph, scores: Sequence[Score], config: GrowthConfig) -> Selection:

@@ -28,6 +28,7 @@ class Action:
         state: Digest of all parameters and buffers afterwards.
         rewrite: Of a rewrite: its index maps, without thetas.
         nodes: Names of the nodes that a rewrite touches, or that were erased.
+        difference: Of a rewrite: what it changed in the textual IR, the lines of a unified difference.
         tensors: Of ``"weights"``: keys of the tensors that changed.
         kept: Whether the values needed to restore the point are stored.
         remarks: What the pass says about it.
@@ -42,6 +43,7 @@ class Action:
     state: str
     rewrite: Rewrite | None = None
     nodes: tuple[str, ...] = ()
+    difference: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
     kept: bool = True
     remarks: tuple[Remark, ...] = ()
@@ -71,6 +73,7 @@ class Action:
             **{name: getattr(self, name) for name in _PLAIN},
             "rewrite": None if self.rewrite is None else self.rewrite.to_json(),
             "nodes": list(self.nodes),
+            "difference": list(self.difference),
             "tensors": list(self.tensors),
             "remarks": [remark.to_json() for remark in self.remarks],
         }
@@ -82,6 +85,7 @@ class Action:
             **{name: data[name] for name in _PLAIN},
             rewrite=None if data["rewrite"] is None else Rewrite.from_json(data["rewrite"]),
             nodes=tuple(data["nodes"]),
+            difference=tuple(data["difference"]),
             tensors=tuple(data["tensors"]),
             remarks=tuple(map(Remark.from_json, data["remarks"])),
         )

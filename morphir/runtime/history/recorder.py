@@ -7,9 +7,11 @@ maps yields are not stored, but for a keyframe now and then.
 
 from __future__ import annotations
 
+import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ import torch
 from morphir.errors import MorphirWarning
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import Rewrite
+from morphir.ir.printer import print_graph
 from morphir.ir.remarks import Remark
 from morphir.ir.state import named_state
 from morphir.runtime.history.action import Action
@@ -28,6 +31,7 @@ from morphir.runtime.history.state import (
     joint_digest,
     program_digest,
     tensor_digests,
+    text_digest,
 )
 from morphir.runtime.history.store import HistoryStore
 from passes.instruments import Failure, Instrument, PendingRewrite
@@ -38,6 +42,10 @@ if TYPE_CHECKING:
 TRAINING = "training"
 LIMIT_BYTES = 1 << 30
 KEYFRAME_EVERY = 200
+_CONTEXT = 1
+"""Unchanged lines around every change of a difference."""
+_FILE_NAMES = 2
+"""Lines at the start of a difference that name its files: here there are none."""
 
 
 class RecordHistory(Instrument):
@@ -110,7 +118,8 @@ class RecordHistory(Instrument):
 
     def _note(self, *, look_at_all: bool = False) -> None:
         self._digests = self._remembered.of(self._graph, look_at_all=look_at_all)
-        self._program = program_digest(self._graph)
+        self._text = print_graph(self._graph)
+        self._program = text_digest(self._text)
         self._names = {node.name for node in self._graph.graph.nodes}
 
     def before_pipeline(self, graph: Graph, pipeline: tuple[Pass, ...]) -> None:
@@ -142,12 +151,15 @@ class RecordHistory(Instrument):
         """Records the rewrite."""
         if graph is not self._graph:
             return
+        before = self._text
         self._note()
-        number = self.count
+        number, difference = self.count, tuple(_difference(before, self._text))
         if thetas := rewrite.tensors():
             self._store.write_tensors(number, thetas)
         bare = Rewrite.from_json(rewrite.to_json())
-        self._add(self._action("rewrite", rewrite=bare, nodes=self._nodes, seconds=seconds))
+        self._add(
+            self._action("rewrite", rewrite=bare, nodes=self._nodes, difference=difference, seconds=seconds)
+        )
         self._write_keyframe(number)
 
     def after_pass(self, name: str, graph: Graph, result: PassResult, seconds: float) -> None:
@@ -218,6 +230,11 @@ class RecordHistory(Instrument):
         held = named_state(self._graph)
         if number - last >= KEYFRAME_EVERY and self._fits(held):
             self._store.write_tensors(number, held, keyframe=True)
+
+
+def _difference(before: str, after: str) -> Iterator[str]:
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=_CONTEXT, lineterm="")
+    return islice(lines, _FILE_NAMES, None)
 
 
 def _with_remarks(actions: list[Action], remarks: tuple[Remark, ...]) -> list[Action]:

@@ -21,7 +21,12 @@ class HistoryError(MorphirError):
 
 def program_digest(graph: Graph) -> str:
     """Returns a digest of the textual IR."""
-    return hashlib.sha256(print_graph(graph).encode()).hexdigest()
+    return text_digest(print_graph(graph))
+
+
+def text_digest(text: str) -> str:
+    """Returns a digest of a textual IR."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def tensor_digests(graph: Graph) -> dict[str, str]:

@@ -12,13 +12,19 @@ function rewriteItem(rewrite) {
   const title = `#${rewrite.number} ${rewrite.name}: ${signed(rewrite.delta_parameters)} parameters, ${count(maps.length, "space")}`;
   return make("details", {}, make("summary", {}, title),
     make("p", { class: "quiet" }, "For every new channel, the old one that it comes from; 3+ and 3\u2212 are the halves of a split."),
-    make("ul", {}, maps.map(([space, map]) => make("li", {}, mapText(space, map)))));
+    make("ul", {}, maps.map(([space, map]) => make("li", {}, mapText(space, map)))),
+    make("pre", { class: "ir scroll", tabindex: 0, role: "region", "aria-label": `What rewrite ${rewrite.number} changed` },
+      rewrite.diff.map((line) => diffLine(textOf(line)))));
 }
 
 function diffClass(line) {
   if (line.startsWith("+++") || line.startsWith("---") || line.startsWith("@@")) return "hunk";
   if (line.startsWith("+")) return "added";
   return line.startsWith("-") ? "removed" : "";
+}
+
+function diffLine(line) {
+  return make("span", { class: diffClass(line) }, line || " ");
 }
 
 /** Whether an IR line names the chosen space. */

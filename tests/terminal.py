@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import morphir
 PROMPT = "(Pdb) "
 _PATIENCE = 120
 """Seconds until a program that says nothing more is given up."""
+_MOMENT = 10
+"""Seconds after which an interrupt is tried again."""
 
 
 _PLAIN = {"OMP_NUM_THREADS": "1", "TERM": "dumb"}
@@ -35,7 +38,7 @@ class Terminal:
 
     def __init__(self, *arguments: object, prompt: str = PROMPT, **environment: str) -> None:
         pexpect = pytest.importorskip("pexpect", reason="pexpect is not installed")
-        self._prompt = prompt
+        self._prompt, self._late = prompt, pexpect.TIMEOUT
         self.process: Any = pexpect.spawn(
             sys.executable,
             [str(argument) for argument in arguments],
@@ -55,6 +58,18 @@ class Terminal:
         """Types a line, and returns what the program answers."""
         self.process.sendline(line)
         return self.answer().removeprefix(line).strip()
+
+    def interrupt(self) -> None:
+        """Presses Ctrl-C until there is a prompt, or several.
+
+        readline sees a signal that comes just before it waits for a key with the next key, or signal, alone.
+        """
+        for _ in range(_PATIENCE // _MOMENT):
+            self.process.sendintr()
+            with suppress(self._late):
+                self.process.expect_exact(self._prompt, timeout=_MOMENT)
+                return
+        raise AssertionError("no prompt after an interrupt")
 
     def end(self, line: str) -> str:
         """Types the last line, and returns what the program says until it ends."""

@@ -2,6 +2,7 @@
 
     python benchmarks/history.py --parts phases --data-dir data
     python benchmarks/history.py --parts rewrites
+    python benchmarks/history.py --parts cost --images 4000 --data-dir data
 
 ``phases``: a VGG-19 with 16 channels a layer grows for ``--phases`` phases on ``--images`` images of
 Fashion-MNIST (short phases: what is asked is the history, not the network). Then every point is stepped to,
@@ -11,7 +12,10 @@ phases' ends must be what the run wrote, and the last point must be the grown ne
 ``rewrites``: a ResNet-50 is rewritten ``--rewrites`` times, by random splits with a theta and random prunes.
 Then its history is opened in a fresh process, and far points are gone to.
 
-Writes ``phases.json`` and ``rewrites.json`` to ``--out``, and a line for each to the terminal.
+``cost``: the same network grows for a few phases with a run directory (history, IR, scores, checkpoints) and
+without, by turns: the ratio of processor time is at most what recording costs a run that nobody inspects.
+
+Writes ``cost.json``, ``phases.json`` and ``rewrites.json`` to ``--out``, and a line for each to the terminal.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import argparse
 import json
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -51,6 +56,7 @@ from passes.rewriter import Rewriter
 
 ROOT = Path(__file__).resolve().parent.parent
 _TEST_IMAGES = 256
+_COST_PHASES = 2
 _RESNET = ModelSpec(model="torchvision:resnet50", classes=1000, image_size=64)
 Row = dict[str, Any]
 Point = tuple[str, dict[str, str]]
@@ -76,6 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--phases", type=int, default=30)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rewrites", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "history")
@@ -90,7 +97,7 @@ def phases(options: argparse.Namespace) -> Row:
     torch.manual_seed(0)
     graph = spec.trace()
     start = time.perf_counter()
-    grown(graph, spec, run, options)
+    grown(graph, spec, run, options, phases=options.phases)
     seconds = time.perf_counter() - start
     report = write_report(run).stat().st_size
     session = Session.open(run, resolve=resolve_model)
@@ -122,10 +129,33 @@ def phases(options: argparse.Namespace) -> Row:
     }
 
 
-def grown(graph: Graph, spec: ModelSpec, run: Path, options: argparse.Namespace) -> None:
+def cost(options: argparse.Namespace) -> Row:
+    """Grows with a run directory and without, by turns."""
+    spec = ModelSpec(model="vgg19", width=16, channels=1, image_size=28)
+    ratios: list[float] = []
+    for turn in range(options.rounds):
+        seconds: dict[bool, float] = {}
+        for recorded in (True, False) if turn % 2 else (False, True):
+            torch.manual_seed(0)
+            graph, run = spec.trace(), fresh(options.out / "cost") if recorded else None
+            start = time.process_time()
+            grown(graph, spec, run, options, phases=_COST_PHASES)
+            seconds[recorded] = time.process_time() - start
+        ratios.append(seconds[True] / seconds[False])
+    return {
+        "phases": _COST_PHASES,
+        "images": options.images,
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "median ratio": round(statistics.median(ratios), 3),
+    }
+
+
+def grown(
+    graph: Graph, spec: ModelSpec, run: Path | None, options: argparse.Namespace, *, phases: int
+) -> None:
     config = morphir.GrowthConfig.preset(
         "laptop",
-        phases=options.phases,
+        phases=phases,
         final="none",
         max_parameters=300_000,
         lambda_parameters=0,
@@ -238,7 +268,7 @@ def megabytes(folder: Path) -> float:
     return round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6, 1)
 
 
-PARTS = {"phases": phases, "rewrites": rewrites}
+PARTS = {"phases": phases, "rewrites": rewrites, "cost": cost}
 
 if __name__ == "__main__":
     main()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,8 @@ class Terminal:
             encoding="utf-8",
             timeout=_PATIENCE,
             dimensions=(50, 300),
+            # Tests that run in the background are deaf to Ctrl-C, and would have deaf children.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.process.delaybeforesend = None
 

@@ -241,13 +241,13 @@ def drawn(graph: Graph, rng: random.Random) -> Morphism:
 
 
 def reopened(folder: Path) -> Row:
-    """Opens a history, and goes to its end and half-way back."""
+    """Opens a history, and goes to its end, and half-way back."""
     start, processor = time.perf_counter(), time.process_time()
     session = Session.open(folder, resolve=resolve_model)
     opened, processor = time.perf_counter(), time.process_time() - processor
     session.goto(session.last)
     last = time.perf_counter()
-    session.goto(session.last * 3 // 5)
+    session.goto(session.last // 2)  # as far as can be from what is stored, if each 200th of 1,000 is
     middle = time.perf_counter()
     return {
         "opened in s": round(opened - start, 2),

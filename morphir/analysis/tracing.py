@@ -36,16 +36,16 @@ def trace(model: object, example_inputs: ExampleArgument) -> Graph:
         TraceError: if the model cannot be traced or fails on the example inputs; names the user's line.
     """
     whole: dict[str, Failure] = {}
-    opened: set[Any] = set()
+    opened, closed = set[Any](), set[Any]()
     while True:
-        graph = trace_program(model, example_inputs, whole, opened)  # pyright: ignore[reportArgumentType]
+        graph = trace_program(model, example_inputs, whole, opened, closed)  # pyright: ignore[reportArgumentType]
         try:
             with collected_later():
                 labelling = label(graph)
                 graph.attach(labelling.layer())
             unlike_calls = not_alike(graph)
-            if closed := _closed(graph, unlike_calls) - opened:
-                opened |= closed
+            if wanted := _to_open(graph, unlike_calls) - opened - closed:
+                opened |= wanted
                 continue
             _withdraw(labelling, _boundaries(graph, unlike_calls))
         except AnalysisError as error:
@@ -55,7 +55,7 @@ def trace(model: object, example_inputs: ExampleArgument) -> Graph:
             return graph
 
 
-def _closed(graph: Graph, unlike_calls: Iterable[str]) -> set[Any]:
+def _to_open(graph: Graph, unlike_calls: Iterable[str]) -> set[Any]:
     """Returns the wrapped functions to trace into: that freeze channels, or do not treat them alike."""
     verdicts = {verdict for space in graph.spaces.values() for verdict in space.verdicts}
     names = {verdict.node for verdict in verdicts if verdict.code == "opaque-module" and verdict.node}

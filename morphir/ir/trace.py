@@ -78,6 +78,7 @@ def trace_program(
     example_inputs: ExampleArgument,
     opaque: Mapping[str, Failure] | None = None,
     opened: Collection[Callable[..., Any]] = (),
+    closed: set[Callable[..., Any]] | None = None,
 ) -> Graph:
     """Traces ``model`` into a graph without a channel layer; :func:`morphir.trace` adds it.
 
@@ -86,6 +87,7 @@ def trace_program(
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments, with a batch dimension.
         opaque: Paths of modules to keep whole, and why.
         opened: Functions to trace into although ``torch.fx.wrap`` keeps them whole, where that can be.
+        closed: Functions that are known not to be traceable; those that turn out so are added.
 
     Raises:
         TraceError: if fx cannot trace the model, or the model fails on the example inputs; names the user's
@@ -96,7 +98,9 @@ def trace_program(
     args, kwargs = split_inputs(example_inputs)
     root = _copy(model)
     signature = Signature.bind(root, args, kwargs)
-    findings = Findings(dict(opaque or {}), frozenset(opened))
+    findings = Findings(
+        dict(opaque or {}), frozenset(opened), closed=set[Callable[..., Any]]() if closed is None else closed
+    )
     program, for_evaluation = _trace_both_modes(root, signature, findings)
     module_types = {path: type(module).__name__ for path, module in submodules(model)}
     graph = Graph(root, program, inputs=ExampleInputs.of(args, kwargs), module_types=module_types)

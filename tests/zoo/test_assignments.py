@@ -360,3 +360,32 @@ def test_items_of_a_tensor_of_several_names(prove: Prove) -> None:
     prove(
         forward, {"stem": "4 exact"}, onnx=True, stem=conv(3, 4), act=nn.ReLU(inplace=True), head=conv(4, 2)
     )
+
+
+ATTEMPTS: list[type] = []
+
+
+@fx.wrap
+def mixed_into_two(x: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    ATTEMPTS.append(type(x))
+    h = F.conv2d(x, first)
+    return F.conv2d(h, second), h
+
+
+def test_a_wrapped_function_that_cannot_be_traced_is_tried_once() -> None:
+    """Not again in the other mode, nor by a further trace for the sake of what it freezes."""
+    ATTEMPTS.clear()
+    model = nn.Sequential(conv(3, 4), MixedIntoTwo(), conv(5, 2))
+    graph = trace(model, torch.randn(2, 3, 8, 8))
+    assert {verdict.code for verdict in graph.spaces["0"].verdicts} == {"opaque-module"}
+    assert sum(issubclass(kind, fx.Proxy) for kind in ATTEMPTS) == 1
+
+
+class MixedIntoTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(3, 4, 1, 1))
+        self.second = nn.Parameter(torch.randn(5, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mixed_into_two(x, self.first, self.second)[0]

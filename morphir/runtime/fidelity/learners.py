@@ -20,7 +20,7 @@ from morphir.runtime.fidelity.truth import true_changes
 from morphir.runtime.growing.config import ThetaSchedule
 from morphir.runtime.growing.line_search import scaled
 from morphir.runtime.growing.run_state import count_steps
-from morphir.runtime.growing.schedule import theta_rate
+from morphir.runtime.growing.schedule import fraction, theta_rate
 from morphir.runtime.growing.training import Batches, Loss, Placement, call, mean_loss
 from morphir.runtime.learning.learner import Learner
 from morphir.runtime.learning.theta import Theta
@@ -75,7 +75,7 @@ class Problem:
             batches = self.batches(epoch)
             steps = count_steps(batches)
             for step, (inputs, targets) in enumerate(batches):
-                done = (epoch + (step / steps if steps else 0.0)) / self.epochs
+                done = (epoch + fraction(step, steps)) / self.epochs
                 yield done, self.placement.move(inputs), self.placement.move(targets)
 
     def learner(self, curvature: str, score: str = "auto") -> Learner:

@@ -14,7 +14,7 @@ from morphir.runtime.growing.backtracking import Plan, backtracked, tried
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.line_search import Trial, scaled
 from morphir.runtime.growing.rewriting import selected
-from morphir.runtime.growing.run_state import count_steps
+from morphir.runtime.growing.run_state import count_steps, score_momentum
 from morphir.runtime.growing.selection import Selection
 from morphir.runtime.growing.training import evaluate
 from passes.instruments import unobserved
@@ -57,8 +57,7 @@ def together(problem: Problem, config: GrowthConfig, trial: Samples, held_back: 
     """
     graph = problem.graph
     learner = problem.learner(config.learn_curvature, config.score_curvature)
-    steps = count_steps(problem.batches(0))
-    learner.ema = config.ema or 0.5 / max(steps or 50, 1)
+    learner.ema = score_momentum(config, count_steps(problem.batches(0)))
     problem.teach(learner)
     selection = selected(graph, learner.scores(), config)
 

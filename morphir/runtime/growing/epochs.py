@@ -27,7 +27,7 @@ from morphir.runtime.growing.recalibration import recalibrate
 from morphir.runtime.growing.reinitialise import reinitialise
 from morphir.runtime.growing.rewriting import rewrite_graph, widths
 from morphir.runtime.growing.run_state import Job, RunState, count_steps, new_learner, save_state
-from morphir.runtime.growing.schedule import Slot, learning_rate, theta_rate
+from morphir.runtime.growing.schedule import Slot, fraction, learning_rate, theta_rate
 from morphir.runtime.growing.training import Batches, LossMeter, batch_samples, evaluate, train_epoch
 
 
@@ -104,7 +104,7 @@ def _train(job: Job, state: RunState, slot: Slot) -> EpochRecord:
 
     def set_rate(step: int) -> None:
         for group in groups:
-            group["lr"] = learning_rate(job.config, slot, step / steps if steps else 0.0, group["initial_lr"])
+            group["lr"] = learning_rate(job.config, slot, fraction(step, steps), group["initial_lr"])
 
     job.emit(EpochStarted(slot, steps))
     meter = _meter(job, slot)
@@ -127,7 +127,7 @@ def _learn(job: Job, state: RunState, slot: Slot) -> EpochRecord:
     job.emit(EpochStarted(slot, steps))
     meter = _meter(job, slot)
     for step, (batch_inputs, batch_targets) in enumerate(islice(job.train_data, limit)):
-        progress = (slot.epoch + (step / steps if steps else 0.0)) / slot.epochs
+        progress = (slot.epoch + fraction(step, steps)) / slot.epochs
         state.learner.lr = theta_rate(job.config.theta_lr, job.config.theta_lr_schedule, progress)
         inputs, targets = job.placement.move(batch_inputs), job.placement.move(batch_targets)
         with job.placement.autocast():

@@ -105,7 +105,7 @@ def new_learner(job: Job, slot: Slot) -> Learner:
         score_curvature=config.score_curvature,
         lr=config.theta_lr,
         absolute_lr=config.theta_lr_absolute,
-        ema=_ema(job),
+        ema=score_momentum(config, count_steps(job.train_data, config.learn_steps)),
         init_scale=config.theta_scale,
         seed=config.seed + slot.phase,
     )
@@ -120,10 +120,12 @@ def count_steps(data: Batches, limit: int | None = None) -> int | None:
     return steps if limit is None else min(steps, limit)
 
 
-def _ema(job: Job) -> float:
-    """The paper's (batch / dataset) / 2, which is one over twice the number of steps in an epoch."""
-    steps = count_steps(job.train_data, job.config.learn_steps)
-    return job.config.ema or 0.5 / max(steps or 50, 1)
+def score_momentum(config: GrowthConfig, steps: int | None) -> float:
+    """Returns the weight of the newest batch in the scores' average.
+
+    The paper's is (batch / dataset) / 2, which is one over twice the number of steps in an epoch.
+    """
+    return config.ema or 0.5 / max(steps or 50, 1)
 
 
 def save_state(job: Job, state: RunState) -> None:

@@ -87,13 +87,22 @@ def theta_rate(lr: float, schedule: ThetaSchedule, progress: float) -> float:
         schedule: How it falls.
         progress: How much of the learning of one phase's morphisms has passed, in [0, 1].
     """
-    return lr * (0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0)
+    return lr * (_cosine(progress) if schedule == "cosine" else 1.0)
+
+
+def fraction(step: int, steps: int | None) -> float:
+    """Returns how much of an epoch has passed, in [0, 1); 0 where its number of steps is not known."""
+    return step / steps if steps else 0.0
 
 
 def _factor(config: GrowthConfig, schedule: LearningRateSchedule, position: float, total: int) -> float:
     if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * position / total))
+        return _cosine(position / total)
     if schedule == "steps":
         ends = [milestone * total if milestone <= 1 else milestone for milestone in config.milestones]
         return config.gamma ** sum(position >= end for end in ends)
     return 1.0
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))

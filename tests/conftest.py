@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from terminal import Terminal
 
 torch.set_num_threads(1)
 os.environ["MORPHIR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / "morphir-tests")
@@ -21,6 +23,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def open_terminal() -> Iterator[Callable[..., Terminal]]:
+    """``open_terminal(...)`` is a :class:`Terminal` that ends with the test, however that does."""
+    opened: list[Terminal] = []
+
+    def start(*arguments: object, **options: str) -> Terminal:
+        opened.append(Terminal(*arguments, **options))
+        return opened[-1]
+
+    yield start
+    for terminal in opened:
+        terminal.close()
 
 
 @pytest.fixture

@@ -75,6 +75,10 @@ class Terminal:
                 return
         raise AssertionError("no prompt after an interrupt")
 
+    def close(self) -> None:
+        """Ends the program, if it runs still."""
+        self.process.close(force=True)
+
     def end(self, line: str) -> str:
         """Types the last line, and returns what the program says until it ends."""
         self.process.sendline(line)

@@ -200,10 +200,12 @@ def test_the_pages_walk_finds_the_bug(
     assert "it fails as it did" in shown["morphir reproduce failures/failure-001"]
 
 
-def test_what_the_page_types_into_pdb_is_answered_as_it_shows() -> None:
+def test_what_the_page_types_into_pdb_is_answered_as_it_shows(
+    open_terminal: Callable[..., Terminal],
+) -> None:
     pages = r"^(morphir [^\n]*--break-on[^\n]*)\n```\n\n```\n(\(Pdb\).*?)```"
     ((command, session),) = re.findall(pages, PLAIN, re.MULTILINE | re.DOTALL)
-    pdb = Terminal("-m", *shlex.split(command), PYTHONBREAKPOINT="pdb.set_trace")
+    pdb = open_terminal("-m", *shlex.split(command), PYTHONBREAKPOINT="pdb.set_trace")
     pdb.answer()
     asked = re.findall(r"^\(Pdb\) (.*)\n((?:(?!\(Pdb\)).*\n)*)", session, re.MULTILINE)
     assert [line for line, _ in asked] == ["p space", "p index_map", "bt"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ PROMPT = "(morphir) "
 
 
 @pytest.fixture
-def shell(model_file: Path) -> Terminal:
+def shell(model_file: Path, open_terminal: Callable[..., Terminal]) -> Terminal:
     place = ("--channels", 1, "--image-size", 8)
-    shell = Terminal(
+    shell = open_terminal(
         "-m", "morphir", "debug", f"{model_file}:build", *place, prompt=PROMPT, INPUTRC="/dev/null"
     )
     opened = shell.answer()

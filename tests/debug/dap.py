@@ -44,15 +44,6 @@ class Client:
         self._inbox: queue.Queue[Message | None] = queue.Queue()
         self._heard: list[Message] = []
         threading.Thread(target=self._listen, daemon=True).start()
-        self._launch(program, arguments, environment, breakpoints)
-
-    def _launch(
-        self,
-        program: Path,
-        arguments: Iterable[object],
-        environment: Mapping[str, str],
-        breakpoints: Iterable[Place],
-    ) -> None:
         self.request("initialize", adapterID="python", linesStartAt1=True, pathFormat="path")
         launched = self._send(
             "launch",

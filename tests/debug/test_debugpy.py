@@ -18,8 +18,8 @@ pytest.importorskip("debugpy", reason="debugpy is not installed")
 
 @pytest.fixture
 def client(places: Places, tmp_path: Path) -> Iterator[Client]:
-    names = ("MORPHIR_CACHE_DIR", "HOME", "PATH")
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths(), **{n: os.environ[n] for n in names}}
+    kept = {name: os.environ[name] for name in ("MORPHIR_CACHE_DIR", "HOME", "PATH") if name in os.environ}
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths(), **kept}
     made = Client(SCRIPT, [tmp_path / "net_source.py"], environment, places.all)
     yield made
     made.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from debug import small
 from debug.places import SCRIPT, Places
 from terminal import Terminal, paths
 
+Open = Callable[..., Terminal]
+
 
 @pytest.mark.parametrize("place", ["space=0", "rewrite=1", "node=_1"])
-def test_pdb_stops_before_the_rewrite_with_its_locals(place: str) -> None:
-    pdb = Terminal(small.__file__, place)
+def test_pdb_stops_before_the_rewrite_with_its_locals(place: str, open_terminal: Open) -> None:
+    pdb = open_terminal(small.__file__, place)
     pdb.answer()
     assert pdb.ask("p space") == "ChannelSpace('0': 4 exact; made by %_0; read by %_3)"
     assert pdb.ask("p index_map") == "IndexMap(0: 4 -> 5 [0 1 2+ 2- 3])"
@@ -23,16 +26,16 @@ def test_pdb_stops_before_the_rewrite_with_its_locals(place: str) -> None:
     assert "widths {'0': 5, '3': 4, '5': 2}" in pdb.end("c")
 
 
-def test_pdb_stops_before_a_pass() -> None:
-    pdb = Terminal(small.__file__, "pass=prune-channels")
+def test_pdb_stops_before_a_pass(open_terminal: Open) -> None:
+    pdb = open_terminal(small.__file__, "pass=prune-channels")
     pdb.answer()
     assert pdb.ask("p pass_name") == "'prune-channels'"
     assert pdb.ask("p graph.spaces['0'].width") == "5"
     assert "widths" in pdb.end("c")
 
 
-def test_pdb_steps_on_from_the_breakpoint_into_the_rewriter() -> None:
-    pdb = Terminal(small.__file__, "space=3")
+def test_pdb_steps_on_from_the_breakpoint_into_the_rewriter(open_terminal: Open) -> None:
+    pdb = open_terminal(small.__file__, "space=3")
     pdb.answer()
     assert "--Return--" in pdb.ask("r")
     pdb.ask("n")
@@ -41,8 +44,10 @@ def test_pdb_steps_on_from_the_breakpoint_into_the_rewriter() -> None:
     assert "widths" in pdb.end("c")
 
 
-def test_pdb_steps_through_a_pass_a_forward_and_exported_source(places: Places, tmp_path: Path) -> None:
-    pdb = Terminal(SCRIPT, tmp_path / "net_source.py")
+def test_pdb_steps_through_a_pass_a_forward_and_exported_source(
+    places: Places, tmp_path: Path, open_terminal: Open
+) -> None:
+    pdb = open_terminal(SCRIPT, tmp_path / "net_source.py")
     assert "_stop_before_rewrite" in pdb.answer()
     for number, place in enumerate(places.all, 1):
         assert pdb.ask(f"b {place}") == f"Breakpoint {number} at {place}"
@@ -60,8 +65,8 @@ def test_pdb_steps_through_a_pass_a_forward_and_exported_source(places: Places, 
     assert "done {'conv1': 5, 'conv2': 4, 'head': 2}" in pdb.end("c")
 
 
-def test_pythonbreakpoint_names_the_debugger(tmp_path: Path) -> None:
+def test_pythonbreakpoint_names_the_debugger(tmp_path: Path, open_terminal: Open) -> None:
     (tmp_path / "mine.py").write_text("def stop():\n    print('a debugger of my own')\n")
     hook = {"PYTHONBREAKPOINT": "mine.stop", "PYTHONPATH": paths(tmp_path)}
-    shown = Terminal(small.__file__, "space=0", **hook).process.read()
+    shown = open_terminal(small.__file__, "space=0", **hook).process.read()
     assert "a debugger of my own" in shown and "widths" in shown and "(Pdb)" not in shown

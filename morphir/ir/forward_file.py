@@ -127,10 +127,11 @@ def write_forward(text: str) -> Path | None:
 def _holds(path: Path, text: str) -> bool:
     try:
         found = path.read_text(encoding="utf-8") == text
+        if found:
+            os.utime(path)
     except (FileNotFoundError, UnicodeDecodeError):
+        # Not there, dropped by another process meanwhile, or damaged.
         return False
-    if found:
-        os.utime(path)
     return found
 
 

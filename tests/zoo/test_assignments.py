@@ -15,6 +15,7 @@ from morphir.errors import MorphirWarning, RewriteError
 from morphir.ir.graph import Graph
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
+from morphir.runtime.learning.learner import Learner
 from passes.transform import transform
 
 Prove = Callable[..., Any]
@@ -74,6 +75,73 @@ def test_channels_assigned_into_a_tensor_without(prove: Prove) -> None:
         shifted = torch.zeros(2, 4, 8, 8)
         shifted[:, :, 1:] = h[:, :, :-1]
         return net.head(shifted)
+
+    prove(forward, {"stem": "4 frozen:in-place-write"}, stem=conv(3, 4), head=conv(4, 2))
+
+
+def test_a_number_assigned_by_a_mask(prove: Prove) -> None:
+    """As masked_fill: the mask's channels are those of the target; and one over leading dimensions alone."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h, k = net.stem(x), net.side(x)
+        h[h < 0] = 0
+        h[k > 0.5] = 0.25
+        h[h.mean((2, 3)) < 0.1] = -1
+        return net.head(h)
+
+    prove(forward, {"stem": "4 exact"}, onnx=True, stem=conv(3, 4), side=conv(3, 4), head=conv(4, 2))
+
+
+class Activated(nn.Module):
+    """A convolution, an activation in place of its result, and a head; from the same weights each time."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.activation = activation
+        self.stem, self.head = conv(3, 4, 3), conv(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.activation(self.stem(x))).mean((2, 3))
+
+
+def rectified_by_a_mask(h: Tensor) -> Tensor:
+    h[h < 0] = 0
+    return h
+
+
+def test_the_learner_follows_a_number_assigned_by_a_mask() -> None:
+    """``h[h < 0] = 0`` is a rectifier: every score is that of the network with one, in float64."""
+    images, targets = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+    found: list[Tensor] = []
+    for activation in (rectified_by_a_mask, torch.relu):
+        graph = trace(Activated(activation).double(), images)
+        torch.manual_seed(0)
+        learner = Learner(graph, F.cross_entropy)
+        for _ in range(3):
+            learner.step(images, targets)
+        found.append(torch.tensor([score.delta_loss for score in learner.scores()], dtype=torch.float64))
+    assert found[0].numel() == 8  # four splits, four prunes
+    assert found[0].abs().min() > 0
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-15)
+
+
+def test_a_mask_of_other_channels_is_broadcast(prove: Prove) -> None:
+    """One mask for all of them: a split's halves are both assigned to."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.stem(x)
+        h[(x[:, :1] < 0).expand(-1, h.size(1), -1, -1)] = 0
+        return net.head(h)
+
+    prove(forward, {"stem": "4 exact"}, onnx=True, stem=conv(3, 4), head=conv(4, 2))
+
+
+def test_values_assigned_by_a_list(prove: Prove) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.stem(x)
+        h[:, [0, 2]] = 0
+        return net.head(h)
 
     prove(forward, {"stem": "4 frozen:in-place-write"}, stem=conv(3, 4), head=conv(4, 2))
 

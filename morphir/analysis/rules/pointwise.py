@@ -51,6 +51,26 @@ def pointwise(op: Operation, facts: Facts) -> Outcome:
     return Outcome([(out, unify(operands, tuple(out.shape), facts, op.node)) for out in op.tensor_outputs])
 
 
+@rule("index_put")
+def masked_assignment(op: Operation, facts: Facts) -> Outcome:
+    """``x[mask] = 0``: a number wherever the mask is set, as ``masked_fill``; anything else is frozen."""
+    target: torch.Tensor = op.args[0]
+    indices: Sequence[torch.Tensor | None] = op.argument("indices")
+    value: torch.Tensor = op.argument("values")
+    mask = indices[0]
+    known = len(indices) == 1 and mask is not None and mask.dtype == torch.bool
+    if mask is None or not known or value.numel() > 1 or op.layers_of(value):
+        layers = [layer for tensor in op.tensor_inputs for layer in op.layers_of(tensor)]
+        reason = "assigned to by several indices, or more than one number by a mask"
+        facts.restrict(layers, "frozen", "in-place-write", reason, op.node)
+        return Outcome([(op.result, ())])
+    added = target.dim() - mask.dim()
+    shape, strides = (*mask.shape, *[1] * added), [0] * added
+    masks = tuple(layer.as_strided(shape, (*layer.stride(), *strides)) for layer in op.layers_of(mask))
+    operands = [(tuple(target.shape), op.layers_of(target)), (shape, masks)]
+    return Outcome([(op.result, unify(operands, tuple(target.shape), facts, op.node))])
+
+
 @rule("as_strided_")
 def restride(op: Operation, facts: Facts) -> Outcome:
     """The in-place form at an unchanged shape only sets the memory format, as fake convolutions do."""

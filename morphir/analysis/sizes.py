@@ -49,6 +49,7 @@ _SHAPING: Mapping[Any, tuple[int | str, ...]] = {
     **dict.fromkeys((torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn), (0, _REST, "size")),
     **dict.fromkeys((torch.arange, torch.linspace), (0, _REST, "end", "steps")),
     **dict.fromkeys((functional.layer_norm, torch.layer_norm, functional.rms_norm), (1, "normalized_shape")),
+    **dict.fromkeys((functional.group_norm, torch.group_norm), (1, "num_groups")),
     functional.interpolate: (1, "size"),
     **dict.fromkeys((functional.conv1d, functional.conv2d, functional.conv3d), (6, "groups")),
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), (6, "groups")),
@@ -57,7 +58,7 @@ _SHAPING: Mapping[Any, tuple[int | str, ...]] = {
         (6, "groups"),
     ),
 }
-"""Function or method to the arguments that lay its result out; a size anywhere else is a value."""
+"""Function or method to the arguments that lay out its result or its groups; a size elsewhere is a value."""
 _HARMLESS = frozenset(
     ("dim", "ndimension", "ndim", "type", "dtype", "device", "layout", "get_device", "element_size")
 )

@@ -188,3 +188,22 @@ def test_unit_vectors(prove: Prove) -> None:
         head=conv(4, 2),
         tail=conv(3, 2),
     )
+
+
+def test_as_many_norm_groups_as_channels_are_read(prove: Prove) -> None:
+    """Where each channel is a norm group its number follows; as a share of theirs it would regroup them."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.two(F.group_norm(net.one(x), net.one(x).size(1)))
+        h = net.three(F.group_norm(h, num_groups=h.shape[1]))
+        return net.head(F.group_norm(h, h.size(1) // 3))
+
+    prove(
+        forward,
+        {"one": "4 exact", "two": "4 exact", "three": "3 frozen:regrouped"},
+        onnx=True,
+        one=conv(3, 4),
+        two=conv(4, 4),
+        three=conv(4, 9),
+        head=conv(9, 2),
+    )

@@ -14,14 +14,13 @@ from pydantic import ValidationError
 
 from morphir.cli.models import ModelSpec, default_image_size
 from morphir.cli.options import Channels, Classes, ImageSize, Width
-from morphir.cli.runs import is_run, read_run
+from morphir.cli.runs import has_history, is_run, read_run
 from morphir.cli.shell import Shell
 from morphir.data import eval_loader
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.runtime.history.forward import Inputs
 from morphir.runtime.history.session import Session
-from morphir.runtime.history.store import HistoryStore
 
 
 def command(
@@ -56,7 +55,7 @@ def command(
     echo 'bisect verifier' | morphir debug runs/demo
     """  # noqa: D301
     with ExitStack() as stack:
-        if is_run(subject) or HistoryStore.is_one(Path(subject)):
+        if has_history(subject):
             if history is not None:
                 raise MorphirError(
                     "--history is for models", hint="a run has a history of its own; leave it out"

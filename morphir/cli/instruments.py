@@ -18,10 +18,9 @@ import typer
 from typer.core import TyperCommand
 
 from morphir.cli.models import ModelSpec, default_image_size
-from morphir.cli.runs import is_run, read_run
+from morphir.cli.runs import has_history, is_run, read_run
 from morphir.errors import MorphirError
 from morphir.runtime.history.preserving import VerifyOutputs
-from morphir.runtime.history.store import HistoryStore
 from morphir.runtime.reproduction.writing import WriteReproducer
 from passes.instruments import Instrument, PipelineStopped, instrumented
 from passes.instruments.breaking import BreakOn
@@ -158,7 +157,7 @@ def _model_of(arguments: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if "out" in arguments:
         return read_run(arguments["out"]).model.model_dump(mode="json") if is_run(arguments["out"]) else None
     name = arguments.get("subject")
-    if name is None or is_run(name) or HistoryStore.is_one(Path(name)):
+    if name is None or has_history(name):
         return None
     sizes = {key: arguments[key] for key in ("width", "channels", "classes")}
     image_size = arguments["image_size"] or default_image_size(name)

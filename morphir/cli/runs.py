@@ -13,6 +13,7 @@ from morphir.data.dataset import Dataset
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import Rewrite
+from morphir.runtime.history.store import HistoryStore
 from morphir.runtime.storage.checkpoint import newest_checkpoint
 from morphir.runtime.storage.files import read_json, to_json, write_atomic
 from morphir.runtime.storage.rundir import RunDirectory
@@ -75,6 +76,11 @@ def _absolute(path: str) -> str:
 def is_run(name: str | os.PathLike[str]) -> bool:
     """Whether a name is that of a run directory, finished or not."""
     return (Path(name) / RUN_FILE).is_file()
+
+
+def has_history(name: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of a history, or of a run directory; ``morphir.grow`` writes these too."""
+    return is_run(name) or HistoryStore.is_one(HistoryStore.of(Path(name)))
 
 
 def read_run(directory: Path) -> RunSpec:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner, Result
 
 import morphir
@@ -210,6 +211,24 @@ def test_a_run_has_a_history(invoke: Invoke, finished_run: Path, tmp_path: Path)
     assert "max difference" in answer(result, "run data")
     session.goto(0)
     assert morphir.print_graph(session.graph) == (finished_run / "ir" / "phase-00.txt").read_text()
+
+
+def test_a_run_that_the_library_made(invoke: Invoke, model_file: Path, tmp_path: Path) -> None:
+    """It has no ``run.json``: nothing names its model, whose source the history has instead."""
+    graph = fresh(model_file).train()
+    classes = graph(torch.randn(16, 1, 8, 8)).shape[1]
+    batches = [(torch.randn(16, 1, 8, 8), torch.randint(classes, (16,))) for _ in range(2)]
+    settings = {"phases": 1, "train_epochs": 1, "learn_epochs": 1, "final_epochs": 1, "min_width": 2}
+    config = morphir.GrowthConfig.preset("demo", device="cpu", **settings)
+    result = morphir.grow(graph, batches, cross_entropy, config=config, out=tmp_path / "run", quiet=True)
+    script = tmp_path / "steps.txt"
+    script.write_text("goto end\nprint\n")
+    shown = invoke("debug", tmp_path / "run", "--script", script)
+    assert shown.exit_code == 0, shown.output
+    printed, own = (
+        re.sub(r" +#.*", "", text) for text in (answer(shown, "print"), morphir.print_graph(result.graph))
+    )
+    assert printed == own.strip()
 
 
 def test_what_cannot_be_opened_is_one_error(invoke: Invoke, finished_run: Path, tmp_path: Path) -> None:

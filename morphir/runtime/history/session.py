@@ -64,8 +64,7 @@ class Session:
         Raises:
             MorphirError: if there is no history, or its model cannot be made any more.
         """
-        place = Path(folder)
-        place = place if HistoryStore.is_one(place) else place / "history"
+        place = HistoryStore.of(Path(folder))
         store = HistoryStore.read(place)
         return Session(store, read_origin(place, resolve) if graph is None else graph)
 

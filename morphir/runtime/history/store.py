@@ -34,8 +34,13 @@ class HistoryStore:
 
     @staticmethod
     def is_one(folder: Path) -> bool:
-        """Whether a folder holds a history."""
+        """Whether a folder is a history."""
         return (folder / ACTIONS).is_file()
+
+    @staticmethod
+    def of(folder: Path) -> Path:
+        """Returns where a folder's history lies: there, or, in a run directory, in ``history``."""
+        return folder if HistoryStore.is_one(folder) else folder / "history"
 
     @staticmethod
     def read(folder: Path) -> HistoryStore:

@@ -6,12 +6,12 @@ phase's end; the last position is the network as it is now. Strings are numbers 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from morphir.ir.difference import difference
 from morphir.report.run_files import RunFiles, read_run_files
 from morphir.report.tables import Table
 from morphir.runtime.growing.events import PhaseRecord
@@ -160,7 +160,7 @@ def _remarks(
 
 def _diff(before: Sequence[str], after: Sequence[str], phase: int) -> list[str]:
     names = f"ir/phase-{phase - 1:02d}.txt", f"ir/phase-{phase:02d}.txt"
-    return list(difflib.unified_diff(before, after, *names, n=_CONTEXT, lineterm=""))
+    return list(difference(before, after, names, context=_CONTEXT))
 
 
 def _numbers(lines: Iterable[str], strings: Table[str]) -> list[int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from morphir.ir.difference import difference
 from morphir.ir.graph import Graph
 from morphir.ir.printer import print_graph
 from passes.instruments.base import Instrument
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from passes.base import PassResult
 
 Write = Callable[[str], object]
-_CONTEXT = 1
 
 
 class EveryPass(Container[str]):
@@ -62,9 +61,7 @@ class PrintIR(Instrument):
             return
         new = print_graph(graph)
         if self.difference:
-            lines = difflib.unified_diff(
-                self._old.splitlines(), new.splitlines(), "before", "after", lineterm="", n=_CONTEXT
-            )
+            lines = difference(self._old.splitlines(), new.splitlines(), ("before", "after"))
             self.write(_section(f"difference made by {name}", "\n".join(lines) or "none"))
         if name in self.after or (self.changed and new != self._old):
             self.write(_section(f"IR after {name}", new))

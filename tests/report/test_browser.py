@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +238,15 @@ def test_the_diff_and_the_whole_ir(page: Page, data: dict[str, Any]) -> None:
     lines = [data["strings"][at] for at in data["positions"][0]["diff"]]
     script = "[...document.querySelectorAll('#text span')].map((line) => line.textContent)"
     assert page.ask(script) == [line or " " for line in lines]
+    for was, is_now in pairwise(lines):
+        if is_now.startswith("+") and was.startswith(f"-{is_now[1:].partition(':')[0]}:"):
+            break
+    words = [re.findall(r"[\w.]+", line) for line in (was, is_now)]
+    differing = [(a, b) for a, b in zip(*words, strict=True) if a != b]
+    marks = "[...document.querySelectorAll('#text span')][arguments[0]].querySelectorAll('b')"
+    for side, line in enumerate((was, is_now)):
+        marked = page.ask(f"[...{marks}].map((word) => word.textContent)", lines.index(line))
+        assert marked == [pair[side] for pair in differing] != []
     page.element("input[name=text][value=ir]").click()
     assert page.ask(script)[0].startswith("graph @net")
 
@@ -251,14 +262,17 @@ def test_fits_the_window_and_can_be_read(page: Page, width: int, scheme: str) ->
     assert page.ask("document.documentElement.scrollWidth <= innerWidth")
     for selector in ("body", ".quiet", ".chip", "button.link"):
         assert _contrast(page, selector) >= 4.5, selector
+    for selector in ("#text .added b", "#text .removed b"):
+        assert _contrast(page, selector, selector) >= 4.5, selector
 
 
-def _contrast(page: Page, selector: str) -> float:
-    """WCAG's contrast ratio of an element's text to the card that it stands on."""
+def _contrast(page: Page, selector: str, behind: str = "section") -> float:
+    """WCAG's contrast ratio of an element's text to what it stands on."""
     colours = page.ask(
         "[getComputedStyle(document.querySelector(arguments[0])).color,"
-        " getComputedStyle(document.querySelector('section')).backgroundColor]",
+        " getComputedStyle(document.querySelector(arguments[1])).backgroundColor]",
         selector,
+        behind,
     )
     light, dark = sorted((_luminance(colour) for colour in colours), reverse=True)
     return (light + 0.05) / (dark + 0.05)

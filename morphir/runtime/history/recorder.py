@@ -7,17 +7,16 @@ maps yields are not stored, but for a keyframe now and then.
 
 from __future__ import annotations
 
-import difflib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from morphir.errors import MorphirWarning
+from morphir.ir.difference import difference
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import Rewrite
 from morphir.ir.printer import print_graph
@@ -42,10 +41,6 @@ if TYPE_CHECKING:
 TRAINING = "training"
 LIMIT_BYTES = 1 << 30
 KEYFRAME_EVERY = 200
-_CONTEXT = 1
-"""Unchanged lines around every change of a difference."""
-_FILE_NAMES = 2
-"""Lines at the start of a difference that name its files: here there are none."""
 
 
 class RecordHistory(Instrument):
@@ -153,12 +148,12 @@ class RecordHistory(Instrument):
             return
         before = self._text
         self._note()
-        number, difference = self.count, tuple(_difference(before, self._text))
+        number, changed = self.count, tuple(difference(before.splitlines(), self._text.splitlines()))
         if thetas := rewrite.tensors():
             self._store.write_tensors(number, thetas)
         bare = Rewrite.from_json(rewrite.to_json())
         self._add(
-            self._action("rewrite", rewrite=bare, nodes=self._nodes, difference=difference, seconds=seconds)
+            self._action("rewrite", rewrite=bare, nodes=self._nodes, difference=changed, seconds=seconds)
         )
         self._write_keyframe(number)
 
@@ -230,11 +225,6 @@ class RecordHistory(Instrument):
         held = named_state(self._graph)
         if number - last >= KEYFRAME_EVERY and self._fits(held):
             self._store.write_tensors(number, held, keyframe=True)
-
-
-def _difference(before: str, after: str) -> Iterator[str]:
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=_CONTEXT, lineterm="")
-    return islice(lines, _FILE_NAMES, None)
 
 
 def _with_remarks(actions: list[Action], remarks: tuple[Remark, ...]) -> list[Action]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from morphir.ir.difference import difference
 from morphir.ir.graph import Graph
 from morphir.ir.printer import print_graph
 from morphir.ir.snapshot import GraphSnapshot
@@ -276,9 +276,8 @@ class PointDifference:
     @property
     def program(self) -> tuple[str, ...]:
         """The textual IR's unified difference; empty where there is none."""
-        old, new = (facts.text.splitlines() for facts in (self._old, self._new))
         names = f"point {self.before}", f"point {self.after}"
-        return tuple(difflib.unified_diff(old, new, *names, lineterm="", n=1))
+        return tuple(difference(self._old.text.splitlines(), self._new.text.splitlines(), names))
 
     @property
     def tensors(self) -> tuple[str, ...]:

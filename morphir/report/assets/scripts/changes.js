@@ -14,7 +14,7 @@ function rewriteItem(rewrite) {
     make("p", { class: "quiet" }, "For every new channel, the old one that it comes from; 3+ and 3\u2212 are the halves of a split."),
     make("ul", {}, maps.map(([space, map]) => make("li", {}, mapText(space, map)))),
     make("pre", { class: "ir scroll", tabindex: 0, role: "region", "aria-label": `What rewrite ${rewrite.number} changed` },
-      rewrite.diff.map((line) => diffLine(textOf(line)))));
+      diffLines(rewrite.diff.map(textOf))));
 }
 
 function diffClass(line) {
@@ -23,24 +23,38 @@ function diffClass(line) {
   return line.startsWith("-") ? "removed" : "";
 }
 
-function diffLine(line) {
-  return make("span", { class: diffClass(line) }, line || " ");
+/** A line in parts: the words that differ from a line beside it are marked. */
+function marked(line, beside) {
+  const [words, others] = [line, beside].map((text) => text.slice(1).split(/([\w.]+)/));
+  if (words.length !== others.length) return [line];
+  return [line[0], ...words.map((word, at) => (word === others[at] ? word : make("b", {}, word)))];
+}
+
+/** A line that went and one that came right after it, of the same node or space, are shown word by word. */
+function diffLines(lines) {
+  const name = (line) => line.slice(1).split(":", 1)[0];
+  const pairs = (went, came) => went?.[0] === "-" && came?.[0] === "+" && name(went) === name(came);
+  return lines.map((line, at) => {
+    const before = at > 0 ? lines[at - 1] : "";
+    const after = at + 1 < lines.length ? lines[at + 1] : "";
+    const beside = pairs(line, after) ? after : pairs(before, line) ? before : null;
+    const parts = beside === null ? [line || " "] : marked(line, beside);
+    return make("span", { class: diffClass(line) }, parts);
+  });
 }
 
 /** Whether an IR line names the chosen space. */
 function isOfSpace(line) {
   if (state.space === null) return false;
   const { name } = spaces[state.space];
-  return line.includes(`{${name}:`) || line.includes(`+${name}:`) || line.trim().startsWith(`${name}: `);
+  return line.includes(`{${name}:`) || line.includes(`+${name}:`) || line.replace(/^[-+ ] */, "").startsWith(`${name}: `);
 }
 
 function drawText() {
   const diff = document.querySelector("input[name=text]:checked").value === "diff";
   const lines = (diff ? here().diff ?? [] : here().ir).map(textOf);
-  const spans = lines.map((line) => {
-    const kind = diff ? diffClass(line) : "";
-    return make("span", { class: `${kind}${isOfSpace(line) ? " lit" : ""}` }, line || " ");
-  });
+  const spans = diff ? diffLines(lines) : lines.map((line) => make("span", {}, line || " "));
+  spans.forEach((span, at) => span.classList.toggle("lit", isOfSpace(lines[at])));
   const nothing = state.position === lastPosition ? "Nothing was rewritten after the last phase." : "The IR did not change.";
   byId("text").replaceChildren(...(spans.length ? spans : [make("span", { class: "hunk" }, nothing)]));
 }

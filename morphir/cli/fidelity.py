@@ -240,14 +240,23 @@ def _print(measured: Sequence[Measured], study: Study) -> None:
 def _print_many(found: Sequence[Applied]) -> None:
     print_table(
         "a whole selection at once: changes of the loss",
-        ("plan", ">splits", ">prunes", ">theta times", ">sum of estimates", ">joint estimate", ">truth"),
+        (
+            "plan",
+            ">splits",
+            ">prunes",
+            ">theta times",
+            ">sum of estimates",
+            ">joint estimate",
+            ">truth",
+            ">price",
+        ),
         [
             (
                 item.plan,
                 item.splits,
                 item.prunes,
                 f"{item.factor:g}",
-                *(f"{value:+.4f}" for value in (item.predicted, item.joint, item.truth)),
+                *(f"{value:+.4f}" for value in (item.predicted, item.joint, item.truth, item.price)),
             )
             for item in found
         ],

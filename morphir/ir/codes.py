@@ -367,6 +367,12 @@ _MISSED = (
         "lower best_fraction",
     ),
     Code(
+        "not-worth-it-together",
+        "missed",
+        "it pays alone, but with the others at once it gains less than it costs",
+        "lower lambda_parameters or lambda_macs, or train longer before it",
+    ),
+    Code(
         "over-budget",
         "missed",
         "it pays, but the budget does not allow it",

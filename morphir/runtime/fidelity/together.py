@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from morphir.ir.graph import Graph
@@ -13,7 +14,7 @@ from morphir.runtime.fidelity.learners import Problem
 from morphir.runtime.growing.backtracking import Plan, backtracked, tried
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.line_search import Trial, scaled
-from morphir.runtime.growing.rewriting import selected
+from morphir.runtime.growing.rewriting import price_together, selected
 from morphir.runtime.growing.run_state import count_steps, score_momentum
 from morphir.runtime.growing.selection import Selection
 from morphir.runtime.growing.training import evaluate
@@ -35,6 +36,7 @@ class Applied:
         predicted: Sum of the single morphisms' estimates, whatever the factor.
         joint: Joint estimate: change of the mean loss on a few training batches, all applied.
         truth: Change of the mean loss on the held-back batches.
+        price: What the parameters and MACs that it adds are worth, in loss, at the configuration's prices.
     """
 
     plan: str
@@ -44,6 +46,7 @@ class Applied:
     predicted: float
     joint: float
     truth: float
+    price: float
 
 
 def together(problem: Problem, config: GrowthConfig, trial: Samples, held_back: Samples) -> Iterator[Applied]:
@@ -65,9 +68,9 @@ def together(problem: Problem, config: GrowthConfig, trial: Samples, held_back: 
         return evaluate(candidate, samples, problem.loss, problem.placement).loss
 
     def applied(name: str, plan: Plan) -> Applied:
-        changed = copy.deepcopy(graph)
+        changed, morphisms = copy.deepcopy(graph), plan.selection.morphisms
         with unobserved():
-            transform(changed, scaled(plan.selection.morphisms, plan.factor))
+            transform(changed, scaled(morphisms, plan.factor))
         return Applied(
             name,
             plan.selection.count("split"),
@@ -76,12 +79,14 @@ def together(problem: Problem, config: GrowthConfig, trial: Samples, held_back: 
             _sum(plan.selection),
             loss_of(changed) - loss_of(graph),
             loss_of(changed, held_back) - loss_of(graph, held_back),
+            price_together(graph, config, morphisms),
         )
 
     factors = config.theta_factors
     yield applied("all of it", Plan(selection, (Trial(1.0, math.nan),)))
     yield applied("best factor", tried(graph, selection, factors, loss_of))
-    yield applied("backtracked", backtracked(graph, selection, factors, config.theta_halvings, loss_of))
+    prices = partial(price_together, graph, config)
+    yield applied("backtracked", backtracked(graph, selection, config, loss_of, prices))
 
 
 def _sum(selection: Selection) -> float:

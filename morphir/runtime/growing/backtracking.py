@@ -1,10 +1,14 @@
-"""Shrinks a selected plan until what it does all at once is believable (the paper applies all of it).
+"""Shrinks a selected plan until what it does all at once is believable, and worth its price.
 
 Each change of the loss is estimated as if its morphism were alone. Applied together they repair the same
-errors, and overshoot: in a deep network the loss can rise far above what it was. So the whole plan is applied
-to copies of the graph, and the loss on a few batches is its joint estimate. It may rise by what the plan's
-prunes are estimated to cost. Splits change nothing at theta = 0, so what the prunes do together is measured
-first, and the worse half of them left out while it is more; then theta is halved while the whole does more.
+errors, and overshoot: in a deep network the loss can rise far above what it was, and a tenth of the splits
+can gain as much as all of them. So plans are applied to copies of the graph, and the loss on a few batches is
+their joint estimate (the paper applies all that is selected).
+
+It may rise by what the plan's prunes are estimated to cost. Splits change nothing at theta = 0, so what the
+prunes do together is measured first, and the worse half of them left out while it is more; then theta is
+halved while the whole does more. At last, of the splits the better half is kept while that lowers the loss
+together with the price of what they add: the rule by which each morphism pays, for all of them at once.
 """
 
 from __future__ import annotations
@@ -15,11 +19,14 @@ from dataclasses import dataclass, replace
 
 from morphir.ir.graph import Graph
 from morphir.ir.remarks import Remark
+from morphir.morphisms.base import Morphism
+from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.line_search import Trial, best, search
-from morphir.runtime.growing.selection import Selection
+from morphir.runtime.growing.selection import Selection, price
 from morphir.runtime.learning.learner import Score
 
 LossOf = Callable[[Graph], float]
+PriceOf = Callable[[Sequence[Morphism]], float]
 
 
 @dataclass(frozen=True)
@@ -27,100 +34,156 @@ class Plan:
     """What is applied in the end.
 
     Attributes:
-        selection: The morphisms that are left; a remark ``not-believable`` for each that is not.
-        trials: The factors on theta that were tried with it.
+        selection: The morphisms that are left; a remark ``not-believable`` or ``not-worth-it-together`` for
+            each that is not.
+        trials: What was tried, with these and with more of them.
     """
 
     selection: Selection
     trials: tuple[Trial, ...]
 
     @property
-    def factor(self) -> float:
-        """The factor on theta with the smallest loss."""
+    def best(self) -> Trial:
+        """The trial with the smallest loss and price."""
         return best(self.trials)
+
+    @property
+    def factor(self) -> float:
+        """The factor on theta of the best trial."""
+        return self.best.factor
 
 
 def tried(graph: Graph, selection: Selection, factors: Sequence[float], loss_of: LossOf) -> Plan:
     """Tries the given factors, and takes the best; a single one, or a plan without theta, needs no trial."""
     if len(factors) == 1 or not selection.count("split"):
-        return Plan(selection, (Trial(factors[0], math.nan),))
+        return Plan(selection, (Trial(factors[0], math.nan, selection.count("split")),))
     return Plan(selection, search(graph, selection.morphisms, factors, loss_of))
 
 
 def backtracked(
-    graph: Graph, selection: Selection, factors: Sequence[float], halvings: int, loss_of: LossOf
+    graph: Graph, selection: Selection, config: GrowthConfig, loss_of: LossOf, price_of: PriceOf
 ) -> Plan:
-    """Leaves prunes out until they are believable; tries the given factors, then smaller ones until one is.
+    """Shrinks a selection: prunes until they are believable, theta until the whole is, splits while it pays.
 
     Args:
         graph: Left as it is.
         selection: What is to be applied.
-        factors: The factors on theta to start with.
-        halvings: How often the smallest factor may be halved; 0 tries the factors alone, with all prunes.
+        config: ``theta_factors`` to start with; ``theta_halvings`` and ``plan_halvings``. Where both are 0
+            the factors alone are tried, with all prunes and all splits.
         loss_of: Evaluates a graph: the joint estimate is its loss less that of ``graph``.
+        price_of: What the resources that morphisms take together are worth, in loss.
 
     Returns:
-        The first believable plan; that with the best of all factors where none is.
+        The plan with the smallest loss and price of those that were tried.
     """
-    if not halvings:
-        return tried(graph, selection, factors, loss_of)
-    before = loss_of(graph)
-    selection = _with_believable_prunes(graph, selection, loss_of, before)
-    return _fitted(graph, selection, factors, halvings, loss_of, before)
+    if not selection.taken:
+        return Plan(selection, ())
+    if not (config.theta_halvings or config.plan_halvings):
+        return tried(graph, selection, config.theta_factors, loss_of)
+    backtracking = _Backtracking(graph, config, loss_of, price_of, loss_of(graph))
+    selection = backtracking.with_believable_prunes(selection)
+    if not selection.count("split"):
+        return backtracking.plan(selection, config.theta_factors[:1])
+    return backtracking.shrunk(backtracking.fitted(selection))
 
 
-def believable(plan: Plan, before: float) -> bool:
-    """Whether the loss rises no more than the plan's prunes are estimated to raise it."""
-    losses = [trial.loss for trial in plan.trials if math.isfinite(trial.loss)]
-    return bool(losses) and min(losses) - before <= _price(plan.selection)
+@dataclass(frozen=True)
+class _Backtracking:
+    graph: Graph
+    config: GrowthConfig
+    loss_of: LossOf
+    price_of: PriceOf
+    before: float
+
+    def plan(self, selection: Selection, factors: Sequence[float]) -> Plan:
+        """Tries a selection with each factor."""
+        morphisms = selection.morphisms
+        return Plan(selection, search(self.graph, morphisms, factors, self.loss_of, self.price_of(morphisms)))
+
+    def with_believable_prunes(self, selection: Selection) -> Selection:
+        """Leaves prunes out while together they cost more than was estimated."""
+        while selection.count("prune"):
+            prunes = [m for m in selection.morphisms if m.kind == "prune"]
+            (alone,) = search(self.graph, prunes, (1.0,), self.loss_of)
+            if alone.loss - self.before <= _estimated_cost(selection):
+                break
+            selection = _with_half_the_prunes(selection)
+        return selection
+
+    def fitted(self, selection: Selection) -> Plan:
+        """Tries the factors, and then halves the smallest while the plan is not believable."""
+        plan = self.plan(selection, self.config.theta_factors)
+        smallest = min(self.config.theta_factors)
+        for _ in range(self.config.theta_halvings):
+            if self._believable(plan):
+                break
+            smallest /= 2
+            plan = replace(plan, trials=plan.trials + self.plan(selection, (smallest,)).trials)
+        return plan
+
+    def _believable(self, plan: Plan) -> bool:
+        """Whether the loss rises no more than the plan's prunes are estimated to raise it."""
+        losses = [trial.loss for trial in plan.trials if math.isfinite(trial.loss)]
+        return bool(losses) and min(losses) - self.before <= _estimated_cost(plan.selection)
+
+    def shrunk(self, plan: Plan) -> Plan:
+        """Keeps the better half of the splits while loss and price fall; none where none is worth it."""
+        if not self.config.plan_halvings:
+            return plan
+        factors = sorted(trial.factor for trial in plan.trials)
+        for _ in range(self.config.plan_halvings):
+            keep = plan.selection.count("split") // 2
+            if not keep:
+                break
+            smaller = self._climbing(self._with_best_splits(plan.selection, keep), factors, plan.factor)
+            shrinks = smaller.best.objective < plan.best.objective
+            selection = smaller.selection if shrinks else plan.selection
+            plan = Plan(selection, plan.trials + smaller.trials)
+            if not shrinks:
+                break
+        without = self.plan(self._with_best_splits(plan.selection, 0), (1.0,))
+        none = without.best.objective <= plan.best.objective
+        return Plan(without.selection, without.trials) if none else plan
+
+    def _climbing(self, selection: Selection, factors: Sequence[float], start: float) -> Plan:
+        """Tries ever larger factors, up to the first that is no better: fewer splits bear more of theta."""
+        plan = self.plan(selection, (start,))
+        for factor in (f for f in factors if f > start):
+            best_before = plan.best.objective
+            plan = replace(plan, trials=plan.trials + self.plan(selection, (factor,)).trials)
+            if plan.best.objective >= best_before:
+                break
+        return plan
+
+    def _with_best_splits(self, selection: Selection, keep: int) -> Selection:
+        """Leaves out all splits but those that gain most for their price."""
+        splits = [score for score in selection.taken if score.morphism.kind == "split"]
+        dropped = sorted(splits, key=self._rank)[keep:]
+        message = "with the others at once it gains less than it costs"
+        return _without(selection, dropped, "not-worth-it-together", message)
+
+    def _rank(self, score: Score) -> tuple[bool, float]:
+        cost = price(score, self.config.prices)
+        return (True, score.delta_loss / cost) if cost > 0 else (False, score.delta_loss)
 
 
-def _price(selection: Selection) -> float:
+def _estimated_cost(selection: Selection) -> float:
     return sum(max(score.delta_loss, 0.0) for score in selection.taken if score.morphism.kind == "prune")
-
-
-def _fitted(
-    graph: Graph,
-    selection: Selection,
-    factors: Sequence[float],
-    halvings: int,
-    loss_of: LossOf,
-    before: float,
-) -> Plan:
-    """Tries the factors, and then halves the smallest while the plan is not believable."""
-    splits = bool(selection.count("split"))
-    first = tuple(factors) if splits else (factors[0],)
-    plan = Plan(selection, search(graph, selection.morphisms, first, loss_of))
-    smallest = min(first)
-    for _ in range(halvings if splits else 0):
-        if believable(plan, before):
-            break
-        smallest /= 2
-        more = search(graph, selection.morphisms, (smallest,), loss_of)
-        plan = replace(plan, trials=plan.trials + more)
-    return plan
-
-
-def _with_believable_prunes(graph: Graph, selection: Selection, loss_of: LossOf, before: float) -> Selection:
-    while selection.count("prune"):
-        prunes = [m for m in selection.morphisms if m.kind == "prune"]
-        (alone,) = search(graph, prunes, (1.0,), loss_of)
-        if alone.loss - before <= _price(selection):
-            break
-        selection = _with_half_the_prunes(selection)
-    return selection
 
 
 def _with_half_the_prunes(selection: Selection) -> Selection:
     """Leaves out the prunes that are estimated to cost most, half of them rounded up."""
     prunes = [score for score in selection.taken if score.morphism.kind == "prune"]
     dropped = sorted(prunes, key=lambda score: score.delta_loss)[len(prunes) // 2 :]
+    message = "with the others at once the loss rises by more than was estimated"
+    return _without(selection, dropped, "not-believable", message)
+
+
+def _without(selection: Selection, dropped: Sequence[Score], code: str, message: str) -> Selection:
     left_out = set(map(id, dropped))
     kept = tuple(score for score in selection.taken if id(score) not in left_out)
-    return replace(selection, taken=kept, remarks=(*selection.remarks, *map(_remark, dropped)))
-
-
-def _remark(score: Score) -> Remark:
-    morphism = score.morphism
-    message = f"{morphism.kind}: with the others at once the loss rises by more than was estimated"
-    return Remark("missed", "not-believable", message, morphism.space, morphism.index)
+    remarks = [
+        Remark("missed", code, f"{s.morphism.kind}: {message}", s.morphism.space, s.morphism.index)
+        for s in dropped
+    ]
+    return replace(selection, taken=kept, remarks=(*selection.remarks, *remarks))

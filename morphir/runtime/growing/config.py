@@ -86,6 +86,11 @@ class GrowthConfig(BaseModel):
         ge=0,
         description="how often the smallest factor is halved while the loss rises; 0 keeps all prunes too",
     )
+    plan_halvings: int = Field(
+        6,
+        ge=0,
+        description="how often the number of a selection's splits is halved while loss and price fall",
+    )
     trial_batches: int = Field(8, ge=1, description="training batches to try the factors on")
     recalibration_batches: int = Field(
         50, ge=0, description="batches for exact running statistics before morphisms are learned; 0 for none"
@@ -181,6 +186,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "lambda_parameters": 3e-7,
         "theta_factors": (1.0,),
         "theta_halvings": 0,
+        "plan_halvings": 0,
         "recalibration_batches": 0,
         "final_epochs": 600,
         "final_lr_schedule": "steps",

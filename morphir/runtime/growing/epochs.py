@@ -192,7 +192,7 @@ def _phase_record(
         test_error=state.test_error,
         splits=0 if event is None else event.selection.count("split"),
         prunes=0 if event is None else event.selection.count("prune"),
-        theta_factor=best(event.trials) if event is not None and event.trials else None,
+        theta_factor=best(event.trials).factor if event is not None and event.trials else None,
         seconds=state.seconds,
         widths=size.widths,
         next_parameters=after.cost.parameters,

@@ -8,7 +8,8 @@ factor is taken. The paper always goes all the way.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from morphir.ir.graph import Graph
@@ -20,15 +21,24 @@ from passes.transform import transform
 
 @dataclass(frozen=True)
 class Trial:
-    """One factor that was tried.
+    """A set of morphisms and a factor that were tried.
 
     Attributes:
         factor: Factor on every theta.
         loss: Loss of the graph that all morphisms, so scaled, were applied to.
+        splits: How many of them are splits.
+        price: What the resources that they take are worth, in loss.
     """
 
     factor: float
     loss: float
+    splits: int = 0
+    price: float = 0.0
+
+    @property
+    def objective(self) -> float:
+        """Loss and price: what the smallest is best of. Infinite where the loss is not a number."""
+        return self.loss + self.price if math.isfinite(self.loss) else math.inf
 
 
 def scaled(morphisms: Sequence[Morphism], factor: float) -> tuple[Morphism, ...]:
@@ -42,7 +52,11 @@ def _scale(split: Split, factor: float) -> Split:
 
 
 def search(
-    graph: Graph, morphisms: Sequence[Morphism], factors: Sequence[float], loss_of: Callable[[Graph], float]
+    graph: Graph,
+    morphisms: Sequence[Morphism],
+    factors: Iterable[float],
+    loss_of: Callable[[Graph], float],
+    price: float = 0.0,
 ) -> tuple[Trial, ...]:
     """Tries every factor on a copy of the graph.
 
@@ -51,22 +65,22 @@ def search(
         morphisms: What is to be applied.
         factors: Which factors to try.
         loss_of: Evaluates a graph.
+        price: What the resources that they take are worth, in loss.
 
     Returns:
         The trials, in the order of ``factors``.
     """
-    return tuple(_try(graph, morphisms, factor, loss_of) for factor in factors)
+    splits = sum(isinstance(morphism, Split) for morphism in morphisms)
+
+    def attempt(factor: float) -> Trial:
+        candidate = copy.deepcopy(graph)
+        with unobserved():
+            transform(candidate, scaled(morphisms, factor))
+        return Trial(factor, loss_of(candidate), splits, price)
+
+    return tuple(map(attempt, factors))
 
 
-def _try(
-    graph: Graph, morphisms: Sequence[Morphism], factor: float, loss_of: Callable[[Graph], float]
-) -> Trial:
-    candidate = copy.deepcopy(graph)
-    with unobserved():
-        transform(candidate, scaled(morphisms, factor))
-    return Trial(factor, loss_of(candidate))
-
-
-def best(trials: Sequence[Trial]) -> float:
-    """Returns the factor with the smallest loss, the first of equals; NaN is never the smallest."""
-    return min(trials, key=lambda trial: trial.loss if trial.loss == trial.loss else float("inf")).factor
+def best(trials: Sequence[Trial]) -> Trial:
+    """Returns the trial with the smallest loss and price, the first of equals; NaN is never the smallest."""
+    return min(trials, key=lambda trial: trial.objective)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from itertools import islice
 from typing import Any
 
@@ -36,12 +36,12 @@ def rewrite_graph(job: Job, learner: Learner, optimizer: optim.Optimizer, phase:
     graph, scores = job.graph, learner.scores()
     selection = selected(graph, scores, job.config)
     selection = replace(selection, remarks=(*learner.refused.values(), *selection.remarks))
-    if not selection.taken:
-        _tell(selection)
-        return GraphRewritten(graph, phase, selection, None, (), selection.remarks, tuple(scores))
-    config = job.config
-    plan = backtracked(graph, selection, config.theta_factors, config.theta_halvings, _trial_loss(job))
+    prices = partial(price_together, graph, job.config)
+    plan = backtracked(graph, selection, job.config, _trial_loss(job), prices)
     _tell(plan.selection)
+    if not plan.selection.taken:
+        left_out = plan.selection.remarks
+        return GraphRewritten(graph, phase, plan.selection, None, plan.trials, left_out, tuple(scores))
     result = transform(graph, scaled(plan.selection.morphisms, plan.factor), optimizer)
     remarks = result.remarks + _reexpress(job, result.index_maps, optimizer)
     remarks = (*remarks, *plan.selection.remarks)
@@ -65,10 +65,16 @@ def selected(graph: Graph, scores: Sequence[Score], config: GrowthConfig) -> Sel
     return leave_out_refused(graph, selection)
 
 
+def price_together(graph: Graph, config: GrowthConfig, morphisms: Sequence[Morphism]) -> float:
+    """Returns what the resources that morphisms take together are worth, in loss."""
+    taken = _resources(_delta(graph, morphisms))
+    return sum(each * taken[name] for name, each in config.prices.items())
+
+
 def _trial_loss(job: Job) -> Callable[[Graph], float]:
     """Returns what evaluates a graph on a few training batches, which are read when it is first called."""
 
-    @functools.cache
+    @cache
     def batches() -> Sequence[tuple[Any, Any]]:
         return list(islice(job.train_data, job.config.trial_batches))
 

@@ -84,7 +84,12 @@ class Selection:
 
 def net_gain(score: Score, prices: Mapping[str, float]) -> float:
     """Returns the tradeoff ``-dL - sum_r lambda_r dR_r``: a morphism pays where it is above 0."""
-    return -score.delta_loss - sum(price * RESOURCES[name](score) for name, price in prices.items())
+    return -score.delta_loss - price(score, prices)
+
+
+def price(score: Score, prices: Mapping[str, float]) -> float:
+    """Returns ``sum_r lambda_r dR_r``: what the resources that a morphism takes are worth, in loss."""
+    return sum(each * RESOURCES[name](score) for name, each in prices.items())
 
 
 def select(

@@ -17,6 +17,7 @@ from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
 from morphir.runtime.growing.backtracking import backtracked, tried
+from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.line_search import scaled
 from morphir.runtime.growing.selection import Selection
 from morphir.runtime.learning.learner import Learner, Score
@@ -41,6 +42,14 @@ def split(index: int) -> tuple[Morphism, float]:
     return Split("0", index, {"0.weight": theta}), -1.0
 
 
+def config(*factors: float, halvings: int = 6, plans: int = 0, **prices: float) -> GrowthConfig:
+    return GrowthConfig(theta_factors=factors, theta_halvings=halvings, plan_halvings=plans, **prices)
+
+
+def free(morphisms: Sequence[Morphism]) -> float:
+    return 0.0
+
+
 def recorded(
     graph: Graph, loss: Callable[[float, int], float]
 ) -> tuple[Callable[[Graph], float], list[float]]:
@@ -60,7 +69,7 @@ def recorded(
 def test_theta_is_halved_until_the_loss_no_longer_rises() -> None:
     graph = network()
     loss_of, seen = recorded(graph, lambda factor, _: 1.0 + factor * (factor - 0.1))
-    plan = backtracked(graph, selection(split(0)), (1.0, 0.5), 6, loss_of)
+    plan = backtracked(graph, selection(split(0)), config(1.0, 0.5), loss_of, free)
     assert seen == pytest.approx([0.0, 1.0, 0.5, 0.25, 0.125, 0.0625])
     assert [trial.factor for trial in plan.trials] == [1.0, 0.5, 0.25, 0.125, 0.0625]
     assert plan.factor == 0.0625
@@ -70,7 +79,7 @@ def test_theta_is_halved_until_the_loss_no_longer_rises() -> None:
 def test_a_believable_plan_is_taken_with_its_best_factor() -> None:
     graph = network()
     loss_of, seen = recorded(graph, lambda factor, _: (factor - 0.6) ** 2)
-    plan = backtracked(graph, selection(split(0), split(3)), (1.0, 0.5), 6, loss_of)
+    plan = backtracked(graph, selection(split(0), split(3)), config(1.0, 0.5), loss_of, free)
     assert plan.factor == 0.5
     assert len(seen) == 3
     assert plan.selection.count("split") == 2
@@ -79,7 +88,7 @@ def test_a_believable_plan_is_taken_with_its_best_factor() -> None:
 def test_theta_ends_small_where_nothing_helps() -> None:
     graph = network()
     loss_of, _ = recorded(graph, lambda factor, new: float(new))
-    plan = backtracked(graph, selection(split(0), split(3)), (1.0,), 2, loss_of)
+    plan = backtracked(graph, selection(split(0), split(3)), config(1.0, halvings=2), loss_of, free)
     assert [trial.factor for trial in plan.trials] == [1.0, 0.5, 0.25]
     assert plan.selection.count("split") == 2
 
@@ -91,7 +100,7 @@ def test_prunes_are_left_out_while_they_cost_more_than_estimated(most: int, kept
     costs = {1: 0.3, 2: 0.2, 3: 0.4, 4: 0.1}
     chosen = selection(split(0), *((Prune("0", index), cost) for index, cost in costs.items()))
     loss_of, _ = recorded(graph, lambda factor, new: 5.0 if -new > most else 0.0)
-    plan = backtracked(graph, chosen, (1.0, 0.5), 6, loss_of)
+    plan = backtracked(graph, chosen, config(1.0, 0.5), loss_of, free)
     assert [m.index for m in plan.selection.morphisms if m.kind == "prune"] == kept
     assert plan.selection.count("split") == 1
     assert {r.code for r in plan.selection.remarks} == ({"not-believable"} if most < 4 else set())
@@ -100,13 +109,66 @@ def test_prunes_are_left_out_while_they_cost_more_than_estimated(most: int, kept
     )
 
 
+def each(morphisms: Sequence[Morphism]) -> float:
+    return 0.1 * sum(morphism.kind == "split" for morphism in morphisms)
+
+
+def test_the_splits_that_gain_most_for_their_price_stay_while_loss_and_price_fall() -> None:
+    """Two splits at theta times 0.5 do as much as six at 0.25: four of them are not worth their price."""
+    graph = network()
+    changes = [-1.0, -6.0, -2.0, -5.0, -4.0, -3.0]
+    thetas = {index: split(index)[0] for index in range(WIDTH)}
+    chosen = selection(*((thetas[index], change) for index, change in enumerate(changes)))
+    kernel = graph.get_parameter("0.weight").detach().clone()
+
+    def loss_of(candidate: Graph) -> float:
+        rows = candidate.get_parameter("0.weight").detach()
+        new = len(rows) - WIDTH
+        step = float((rows[:, 0].max() - kernel[:, 0].max()).abs()) if new else 0.0
+        overshoot = new * step
+        return 1.0 - overshoot * (2.0 - overshoot) if new else 1.0
+
+    plan = backtracked(graph, chosen, config(1.0, 0.5, 0.25, plans=6), loss_of, each)
+    kept = [m.index for m in plan.selection.morphisms]
+    tried_out = [(t.splits, t.factor) for t in plan.trials]
+    assert tried_out[:3] == [(6, 1.0), (6, 0.5), (6, 0.25)]
+    best_by_hand = min(
+        ((k, f) for k in (6, 3, 1) for f in (1.0, 0.5, 0.25)),
+        key=lambda at: 1.0 - at[0] * at[1] * (2.0 - at[0] * at[1]) + 0.1 * at[0],
+    )
+    assert (plan.best.splits, plan.factor) == best_by_hand == (1, 1.0)
+    assert kept == [1]
+    assert {(r.code, r.index) for r in plan.selection.remarks} == {
+        ("not-worth-it-together", index) for index in (0, 2, 3, 4, 5)
+    }
+
+
+def test_no_split_is_left_where_none_is_worth_its_price() -> None:
+    graph = network()
+    chosen = selection(split(0), split(3), (Prune("0", 2), 0.5))
+    loss_of, _ = recorded(graph, lambda factor, new: 1.0 - 0.05 * factor)
+    plan = backtracked(graph, chosen, config(1.0, 0.5, plans=2), loss_of, each)
+    assert [str(m.kind) for m in plan.selection.morphisms] == ["prune"]
+    assert plan.best.splits == 0
+    cheap = backtracked(graph, chosen, config(1.0, 0.5, plans=2), loss_of, free)
+    assert (cheap.selection.count("split"), cheap.factor) == (2, 1.0)
+
+
+def test_an_empty_selection_is_left_alone() -> None:
+    def never(graph: Graph) -> float:
+        raise AssertionError
+
+    plan = backtracked(network(), Selection((), ()), config(1.0), never, free)
+    assert (plan.selection.taken, plan.trials) == ((), ())
+
+
 def test_nothing_is_evaluated_for_the_papers_way() -> None:
     def never(graph: Graph) -> float:
         raise AssertionError
 
     for way in (
         tried(network(), selection(split(0)), (1.0,), never),
-        backtracked(network(), selection(split(0)), (1.0,), 0, never),
+        backtracked(network(), selection(split(0)), config(1.0, halvings=0), never, free),
     ):
         assert way.factor == 1.0
         assert math.isnan(way.trials[0].loss)
@@ -131,7 +193,7 @@ def test_the_loss_of_a_deep_network_does_not_rise_where_the_whole_selection_rais
     chosen = Selection(tuple(splits), ())
     before = loss_of(graph)
     assert rise(graph, chosen.morphisms, loss_of) > 0
-    plan = backtracked(graph, chosen, (1.0, 0.5), 8, loss_of)
+    plan = backtracked(graph, chosen, config(1.0, 0.5, halvings=8), loss_of, free)
     assert loss_of(graph) == before
     assert rise(graph, scaled(plan.selection.morphisms, plan.factor), loss_of) <= 0
 

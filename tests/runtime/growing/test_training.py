@@ -198,14 +198,15 @@ def test_line_search_scales_thetas_and_leaves_the_graph() -> None:
     for difference, factor in zip(seen, (1.0, 0.5, 0.0), strict=True):
         torch.testing.assert_close(difference, theta * factor)
     assert [trial.factor for trial in trials] == [1.0, 0.5, 0.0]
-    assert best(trials) == 0.5
+    assert best(trials).factor == 0.5
     assert torch.equal(graph(inputs), before)
     assert not graph.history
 
 
 def test_line_search_never_prefers_nan() -> None:
-    assert best([Trial(1.0, math.nan), Trial(0.5, 3.0), Trial(0.25, 3.0)]) == 0.5
-    assert best([Trial(1.0, math.nan)]) == 1.0
+    assert best([Trial(1.0, math.nan), Trial(0.5, 3.0), Trial(0.25, 3.0)]).factor == 0.5
+    assert best([Trial(1.0, math.nan)]).factor == 1.0
+    assert best([Trial(1.0, 2.0, 9, 0.9), Trial(0.5, 2.5, 3, 0.3)]).splits == 3
 
 
 def test_width_picture_is_an_svg_with_a_panel_per_phase() -> None:

@@ -459,6 +459,8 @@ def test_splits_keep_the_function_and_the_batch_statistics() -> None:
         update={
             "phases": 1,
             "theta_factors": (1e-9,),
+            "theta_halvings": 0,
+            "plan_halvings": 0,
             "prunes": False,
             "final": "none",
             "lambda_parameters": 0.0,

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from morphir.ir.graph import Graph
@@ -14,7 +13,7 @@ from morphir.runtime.fidelity.learners import Problem
 from morphir.runtime.growing.backtracking import Plan, backtracked, tried
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.line_search import Trial, scaled
-from morphir.runtime.growing.rewriting import price_together, selected
+from morphir.runtime.growing.rewriting import appraisal, selected
 from morphir.runtime.growing.run_state import count_steps, score_momentum
 from morphir.runtime.growing.selection import Selection
 from morphir.runtime.growing.training import evaluate
@@ -67,6 +66,8 @@ def together(problem: Problem, config: GrowthConfig, trial: Samples, held_back: 
     def loss_of(candidate: Graph, samples: Samples = trial) -> float:
         return evaluate(candidate, samples, problem.loss, problem.placement).loss
 
+    judged, factors = appraisal(graph, config, loss_of), config.theta_factors
+
     def applied(name: str, plan: Plan) -> Applied:
         changed, morphisms = copy.deepcopy(graph), plan.selection.morphisms
         with unobserved():
@@ -79,14 +80,12 @@ def together(problem: Problem, config: GrowthConfig, trial: Samples, held_back: 
             _sum(plan.selection),
             loss_of(changed) - loss_of(graph),
             loss_of(changed, held_back) - loss_of(graph, held_back),
-            price_together(graph, config, morphisms),
+            judged.price_of(morphisms),
         )
 
-    factors = config.theta_factors
     yield applied("all of it", Plan(selection, (Trial(1.0, math.nan),)))
     yield applied("best factor", tried(graph, selection, factors, loss_of))
-    prices = partial(price_together, graph, config)
-    yield applied("backtracked", backtracked(graph, selection, config, loss_of, prices))
+    yield applied("backtracked", backtracked(graph, selection, config, judged))
 
 
 def _sum(selection: Selection) -> float:

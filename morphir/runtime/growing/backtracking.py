@@ -14,6 +14,7 @@ together with the price of what they add: the rule by which each morphism pays, 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,7 +27,22 @@ from morphir.runtime.growing.selection import Selection, price
 from morphir.runtime.learning.learner import Score
 
 LossOf = Callable[[Graph], float]
-PriceOf = Callable[[Sequence[Morphism]], float]
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """What plans are judged by.
+
+    Attributes:
+        loss_of: Evaluates a graph: a plan's joint estimate is the loss after it less that before.
+        price_of: What the resources that morphisms take together are worth, in loss.
+        fit: Cuts a selection to what may be applied where some of it was left out: prunes that are not
+            applied free nothing for others.
+    """
+
+    loss_of: LossOf
+    price_of: Callable[[Sequence[Morphism]], float]
+    fit: Callable[[Selection], Selection]
 
 
 @dataclass(frozen=True)
@@ -60,9 +76,7 @@ def tried(graph: Graph, selection: Selection, factors: Sequence[float], loss_of:
     return Plan(selection, search(graph, selection.morphisms, factors, loss_of))
 
 
-def backtracked(
-    graph: Graph, selection: Selection, config: GrowthConfig, loss_of: LossOf, price_of: PriceOf
-) -> Plan:
+def backtracked(graph: Graph, selection: Selection, config: GrowthConfig, appraisal: Appraisal) -> Plan:
     """Shrinks a selection: prunes until they are believable, theta until the whole is, splits while it pays.
 
     Args:
@@ -70,8 +84,7 @@ def backtracked(
         selection: What is to be applied.
         config: ``theta_factors`` to start with; ``theta_halvings`` and ``plan_halvings``. Where both are 0
             the factors alone are tried, with all prunes and all splits.
-        loss_of: Evaluates a graph: the joint estimate is its loss less that of ``graph``.
-        price_of: What the resources that morphisms take together are worth, in loss.
+        appraisal: What plans are judged by.
 
     Returns:
         The plan with the smallest loss and price of those that were tried.
@@ -79,8 +92,8 @@ def backtracked(
     if not selection.taken:
         return Plan(selection, ())
     if not (config.theta_halvings or config.plan_halvings):
-        return tried(graph, selection, config.theta_factors, loss_of)
-    backtracking = _Backtracking(graph, config, loss_of, price_of, loss_of(graph))
+        return tried(graph, selection, config.theta_factors, appraisal.loss_of)
+    backtracking = _Backtracking(graph, config, appraisal, appraisal.loss_of(graph))
     selection = backtracking.with_believable_prunes(selection)
     if not selection.count("split"):
         return backtracking.plan(selection, config.theta_factors[:1])
@@ -91,23 +104,23 @@ def backtracked(
 class _Backtracking:
     graph: Graph
     config: GrowthConfig
-    loss_of: LossOf
-    price_of: PriceOf
+    appraisal: Appraisal
     before: float
 
     def plan(self, selection: Selection, factors: Sequence[float]) -> Plan:
         """Tries a selection with each factor."""
-        morphisms = selection.morphisms
-        return Plan(selection, search(self.graph, morphisms, factors, self.loss_of, self.price_of(morphisms)))
+        morphisms, judged = selection.morphisms, self.appraisal
+        price_of_all = judged.price_of(morphisms)
+        return Plan(selection, search(self.graph, morphisms, factors, judged.loss_of, price_of_all))
 
     def with_believable_prunes(self, selection: Selection) -> Selection:
         """Leaves prunes out while together they cost more than was estimated."""
         while selection.count("prune"):
             prunes = [m for m in selection.morphisms if m.kind == "prune"]
-            (alone,) = search(self.graph, prunes, (1.0,), self.loss_of)
+            (alone,) = search(self.graph, prunes, (1.0,), self.appraisal.loss_of)
             if alone.loss - self.before <= _estimated_cost(selection):
                 break
-            selection = _with_half_the_prunes(selection)
+            selection = self.appraisal.fit(_with_half_the_prunes(selection))
         return selection
 
     def fitted(self, selection: Selection) -> Plan:
@@ -142,7 +155,7 @@ class _Backtracking:
             if not shrinks:
                 break
         without = self.plan(self._with_best_splits(plan.selection, 0), (1.0,))
-        none = without.best.objective <= plan.best.objective
+        none = without.best.objective <= min(plan.best.objective, sys.float_info.max)
         return Plan(without.selection, without.trials) if none else plan
 
     def _climbing(self, selection: Selection, factors: Sequence[float], start: float) -> Plan:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from morphir.errors import RewriteError
 from morphir.ir.graph import Graph
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.split import Split
@@ -68,14 +69,17 @@ def search(
         price: What the resources that they take are worth, in loss.
 
     Returns:
-        The trials, in the order of ``factors``.
+        The trials, in the order of ``factors``; their loss is infinite where the rewriter refuses.
     """
     splits = sum(isinstance(morphism, Split) for morphism in morphisms)
 
     def attempt(factor: float) -> Trial:
         candidate = copy.deepcopy(graph)
-        with unobserved():
-            transform(candidate, scaled(morphisms, factor))
+        try:
+            with unobserved():
+                transform(candidate, scaled(morphisms, factor))
+        except RewriteError:
+            return Trial(factor, math.inf, splits, price)
         return Trial(factor, loss_of(candidate), splits, price)
 
     return tuple(map(attempt, factors))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from itertools import islice
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import optim
 
@@ -16,13 +16,13 @@ from morphir.ir.index_map import IndexMap, composed, copies_of
 from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.plan import index_maps
-from morphir.runtime.growing.backtracking import backtracked
+from morphir.runtime.growing.backtracking import Appraisal, backtracked
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.events import GraphRewritten
 from morphir.runtime.growing.following import leave_out_refused
 from morphir.runtime.growing.line_search import scaled
 from morphir.runtime.growing.run_state import Job
-from morphir.runtime.growing.selection import Selection, SelectionRules, select
+from morphir.runtime.growing.selection import Measure, Selection, SelectionRules, select, within_budgets
 from morphir.runtime.growing.training import evaluate
 from morphir.runtime.learning.learner import Learner, Score
 from passes.batch_norm import ReexpressBatchNorm
@@ -36,8 +36,7 @@ def rewrite_graph(job: Job, learner: Learner, optimizer: optim.Optimizer, phase:
     graph, scores = job.graph, learner.scores()
     selection = selected(graph, scores, job.config)
     selection = replace(selection, remarks=(*learner.refused.values(), *selection.remarks))
-    prices = partial(price_together, graph, job.config)
-    plan = backtracked(graph, selection, job.config, _trial_loss(job), prices)
+    plan = backtracked(graph, selection, job.config, appraisal(graph, job.config, _trial_loss(job)))
     _tell(plan.selection)
     if not plan.selection.taken:
         left_out = plan.selection.remarks
@@ -54,21 +53,23 @@ def _tell(selection: Selection) -> None:
 
 def selected(graph: Graph, scores: Sequence[Score], config: GrowthConfig) -> Selection:
     """Returns the morphisms that a configuration takes of those scored, and that the rewriter can apply."""
-    selection = select(
-        scores,
-        widths(graph),
-        SelectionRules.of(config),
-        least={name: space.least for name, space in graph.spaces.items()},
-        used=_resources(cost(graph)),
-        measure=lambda morphisms: _resources(cost(graph) + _delta(graph, morphisms)),
-    )
+    least = {name: space.least for name, space in graph.spaces.items()}
+    selection = select(scores, widths(graph), SelectionRules.of(config), least=least, **_resources_of(graph))
     return leave_out_refused(graph, selection)
 
 
-def price_together(graph: Graph, config: GrowthConfig, morphisms: Sequence[Morphism]) -> float:
-    """Returns what the resources that morphisms take together are worth, in loss."""
-    taken = _resources(_delta(graph, morphisms))
-    return sum(each * taken[name] for name, each in config.prices.items())
+def appraisal(graph: Graph, config: GrowthConfig, loss_of: Callable[[Graph], float]) -> Appraisal:
+    """Returns what a configuration judges plans for a graph by."""
+
+    def price_of(morphisms: Sequence[Morphism]) -> float:
+        taken = _amounts(_delta(graph, morphisms))
+        return sum(each * taken[name] for name, each in config.prices.items())
+
+    def fit(selection: Selection) -> Selection:
+        rest = within_budgets(selection, SelectionRules.of(config), **_resources_of(graph))
+        return leave_out_refused(graph, rest)
+
+    return Appraisal(loss_of, price_of, fit)
 
 
 def _trial_loss(job: Job) -> Callable[[Graph], float]:
@@ -86,7 +87,21 @@ def widths(graph: Graph) -> dict[str, int]:
     return {name: space.width for name, space in graph.spaces.items()}
 
 
-def _resources(amount: Cost) -> Mapping[str, float]:
+class _Resources(TypedDict):
+    used: Mapping[str, float]
+    measure: Measure
+
+
+def _resources_of(graph: Graph) -> _Resources:
+    """Returns what a graph uses, and what measures the same of it once morphisms are applied."""
+    now = cost(graph)
+    return {
+        "used": _amounts(now),
+        "measure": lambda morphisms: _amounts(now + _delta(graph, morphisms)),
+    }
+
+
+def _amounts(amount: Cost) -> Mapping[str, float]:
     return {"parameters": amount.parameters, "macs": amount.macs}
 
 

@@ -123,9 +123,31 @@ def select(
         paying = _paying(members, rules, missed)
         stay = max(rules.min_width, (least or {}).get(space, 1))
         taken += _best(paying, widths[space] - stay, rules.best_fraction, missed)
-    if rules.budgets:
-        taken = _within_budgets(taken, rules.budgets, used or {}, measure, missed)
-    return Selection(tuple(candidate.score for candidate in taken), tuple(missed))
+    selection = Selection(tuple(candidate.score for candidate in taken), tuple(missed))
+    return within_budgets(selection, rules, used=used, measure=measure)
+
+
+def within_budgets(
+    selection: Selection,
+    rules: SelectionRules,
+    *,
+    used: Mapping[str, float] | None = None,
+    measure: Measure | None = None,
+) -> Selection:
+    """Leaves out what gains least for its cost while the rest would use more than the budgets allow.
+
+    Args:
+        selection: What is to be applied.
+        rules: The budgets, and the prices that gains are reckoned with.
+        used: As for :func:`select`.
+        measure: As for :func:`select`.
+    """
+    if not rules.budgets:
+        return selection
+    candidates = [_Candidate(score, net_gain(score, rules.prices)) for score in selection.taken]
+    missed: list[Remark] = []
+    kept = _within_budgets(candidates, rules.budgets, used or {}, measure, missed)
+    return Selection(tuple(candidate.score for candidate in kept), (*selection.remarks, *missed))
 
 
 @dataclass(frozen=True)

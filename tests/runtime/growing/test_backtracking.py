@@ -12,11 +12,13 @@ from torch import nn
 from torch.nn import functional
 
 from morphir.analysis.tracing import trace
+from morphir.errors import RewriteError
 from morphir.ir.graph import Graph
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
-from morphir.runtime.growing.backtracking import backtracked, tried
+from morphir.runtime.growing import line_search
+from morphir.runtime.growing.backtracking import Appraisal, backtracked, tried
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.line_search import scaled
 from morphir.runtime.growing.selection import Selection
@@ -50,6 +52,14 @@ def free(morphisms: Sequence[Morphism]) -> float:
     return 0.0
 
 
+def judged(
+    loss_of: Callable[[Graph], float],
+    price_of: Callable[[Sequence[Morphism]], float] = free,
+    fit: Callable[[Selection], Selection] = lambda selection: selection,
+) -> Appraisal:
+    return Appraisal(loss_of, price_of, fit)
+
+
 def recorded(
     graph: Graph, loss: Callable[[float, int], float]
 ) -> tuple[Callable[[Graph], float], list[float]]:
@@ -69,7 +79,7 @@ def recorded(
 def test_theta_is_halved_until_the_loss_no_longer_rises() -> None:
     graph = network()
     loss_of, seen = recorded(graph, lambda factor, _: 1.0 + factor * (factor - 0.1))
-    plan = backtracked(graph, selection(split(0)), config(1.0, 0.5), loss_of, free)
+    plan = backtracked(graph, selection(split(0)), config(1.0, 0.5), judged(loss_of))
     assert seen == pytest.approx([0.0, 1.0, 0.5, 0.25, 0.125, 0.0625])
     assert [trial.factor for trial in plan.trials] == [1.0, 0.5, 0.25, 0.125, 0.0625]
     assert plan.factor == 0.0625
@@ -79,7 +89,7 @@ def test_theta_is_halved_until_the_loss_no_longer_rises() -> None:
 def test_a_believable_plan_is_taken_with_its_best_factor() -> None:
     graph = network()
     loss_of, seen = recorded(graph, lambda factor, _: (factor - 0.6) ** 2)
-    plan = backtracked(graph, selection(split(0), split(3)), config(1.0, 0.5), loss_of, free)
+    plan = backtracked(graph, selection(split(0), split(3)), config(1.0, 0.5), judged(loss_of))
     assert plan.factor == 0.5
     assert len(seen) == 3
     assert plan.selection.count("split") == 2
@@ -88,7 +98,7 @@ def test_a_believable_plan_is_taken_with_its_best_factor() -> None:
 def test_theta_ends_small_where_nothing_helps() -> None:
     graph = network()
     loss_of, _ = recorded(graph, lambda factor, new: float(new))
-    plan = backtracked(graph, selection(split(0), split(3)), config(1.0, halvings=2), loss_of, free)
+    plan = backtracked(graph, selection(split(0), split(3)), config(1.0, halvings=2), judged(loss_of))
     assert [trial.factor for trial in plan.trials] == [1.0, 0.5, 0.25]
     assert plan.selection.count("split") == 2
 
@@ -100,7 +110,7 @@ def test_prunes_are_left_out_while_they_cost_more_than_estimated(most: int, kept
     costs = {1: 0.3, 2: 0.2, 3: 0.4, 4: 0.1}
     chosen = selection(split(0), *((Prune("0", index), cost) for index, cost in costs.items()))
     loss_of, _ = recorded(graph, lambda factor, new: 5.0 if -new > most else 0.0)
-    plan = backtracked(graph, chosen, config(1.0, 0.5), loss_of, free)
+    plan = backtracked(graph, chosen, config(1.0, 0.5), judged(loss_of))
     assert [m.index for m in plan.selection.morphisms if m.kind == "prune"] == kept
     assert plan.selection.count("split") == 1
     assert {r.code for r in plan.selection.remarks} == ({"not-believable"} if most < 4 else set())
@@ -128,7 +138,7 @@ def test_the_splits_that_gain_most_for_their_price_stay_while_loss_and_price_fal
         overshoot = new * step
         return 1.0 - overshoot * (2.0 - overshoot) if new else 1.0
 
-    plan = backtracked(graph, chosen, config(1.0, 0.5, 0.25, plans=6), loss_of, each)
+    plan = backtracked(graph, chosen, config(1.0, 0.5, 0.25, plans=6), judged(loss_of, each))
     kept = [m.index for m in plan.selection.morphisms]
     tried_out = [(t.splits, t.factor) for t in plan.trials]
     assert tried_out[:3] == [(6, 1.0), (6, 0.5), (6, 0.25)]
@@ -147,18 +157,52 @@ def test_no_split_is_left_where_none_is_worth_its_price() -> None:
     graph = network()
     chosen = selection(split(0), split(3), (Prune("0", 2), 0.5))
     loss_of, _ = recorded(graph, lambda factor, new: 1.0 - 0.05 * factor)
-    plan = backtracked(graph, chosen, config(1.0, 0.5, plans=2), loss_of, each)
+    plan = backtracked(graph, chosen, config(1.0, 0.5, plans=2), judged(loss_of, each))
     assert [str(m.kind) for m in plan.selection.morphisms] == ["prune"]
     assert plan.best.splits == 0
-    cheap = backtracked(graph, chosen, config(1.0, 0.5, plans=2), loss_of, free)
+    cheap = backtracked(graph, chosen, config(1.0, 0.5, plans=2), judged(loss_of))
     assert (cheap.selection.count("split"), cheap.factor) == (2, 1.0)
+
+
+def test_what_is_left_of_the_prunes_decides_what_budgets_allow() -> None:
+    """Three prunes made room for two splits; one is left, and the split that gains least goes too."""
+    graph = network()
+    worse = (split(3)[0], -0.5)
+    chosen = selection(split(0), worse, *((Prune("0", index), 0.1) for index in (1, 2, 4)))
+
+    def fit(rest: Selection) -> Selection:
+        room = rest.count("prune")
+        splits = [s for s in rest.taken if s.morphism.kind == "split"]
+        over = {id(s) for s in sorted(splits, key=lambda s: s.delta_loss)[room:]}
+        return Selection(tuple(s for s in rest.taken if id(s) not in over), rest.remarks)
+
+    loss_of, _ = recorded(graph, lambda factor, new: 5.0 if new < -1 else 0.0)
+    plan = backtracked(graph, chosen, config(1.0), judged(loss_of, fit=fit))
+    assert [(m.kind, m.index) for m in plan.selection.morphisms] == [("split", 0), ("prune", 1)]
+
+
+def test_a_plan_that_the_rewriter_refuses_is_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the splits would gain more, but the program does not follow them alone."""
+    graph = network()
+    applied = line_search.transform
+
+    def refusing(candidate: Graph, morphisms: Sequence[Morphism]) -> object:
+        if len(morphisms) == 1:
+            raise RewriteError("the program does not follow the rewrite", code="does-not-follow")
+        return applied(candidate, morphisms)
+
+    monkeypatch.setattr(line_search, "transform", refusing)
+    loss_of, _ = recorded(graph, lambda factor, new: 1.0 + new - 3 * factor)
+    plan = backtracked(graph, selection(split(0), split(3)), config(1.0, plans=3), judged(loss_of))
+    assert plan.selection.count("split") == 2
+    assert (plan.best.splits, plan.best.loss) == (2, 0.0)
 
 
 def test_an_empty_selection_is_left_alone() -> None:
     def never(graph: Graph) -> float:
         raise AssertionError
 
-    plan = backtracked(network(), Selection((), ()), config(1.0), never, free)
+    plan = backtracked(network(), Selection((), ()), config(1.0), judged(never))
     assert (plan.selection.taken, plan.trials) == ((), ())
 
 
@@ -168,7 +212,7 @@ def test_nothing_is_evaluated_for_the_papers_way() -> None:
 
     for way in (
         tried(network(), selection(split(0)), (1.0,), never),
-        backtracked(network(), selection(split(0)), config(1.0, halvings=0), never, free),
+        backtracked(network(), selection(split(0)), config(1.0, halvings=0), judged(never)),
     ):
         assert way.factor == 1.0
         assert math.isnan(way.trials[0].loss)
@@ -193,7 +237,7 @@ def test_the_loss_of_a_deep_network_does_not_rise_where_the_whole_selection_rais
     chosen = Selection(tuple(splits), ())
     before = loss_of(graph)
     assert rise(graph, chosen.morphisms, loss_of) > 0
-    plan = backtracked(graph, chosen, config(1.0, 0.5, halvings=8), loss_of, free)
+    plan = backtracked(graph, chosen, config(1.0, 0.5, halvings=8), judged(loss_of))
     assert loss_of(graph) == before
     assert rise(graph, scaled(plan.selection.morphisms, plan.factor), loss_of) <= 0
 

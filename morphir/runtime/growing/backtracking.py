@@ -14,7 +14,6 @@ together with the price of what they add: the rule by which each morphism pays, 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -155,8 +154,9 @@ class _Backtracking:
             if not shrinks:
                 break
         without = self.plan(self._with_best_splits(plan.selection, 0), (1.0,))
-        none = without.best.objective <= min(plan.best.objective, sys.float_info.max)
-        return Plan(without.selection, without.trials) if none else plan
+        none = without.best.objective < plan.best.objective
+        selection = without.selection if none else plan.selection
+        return Plan(selection, plan.trials + without.trials)
 
     def _climbing(self, selection: Selection, factors: Sequence[float], start: float) -> Plan:
         """Tries ever larger factors, up to the first that is no better: fewer splits bear more of theta."""

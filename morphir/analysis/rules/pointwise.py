@@ -57,9 +57,8 @@ def masked_assignment(op: Operation, facts: Facts) -> Outcome:
     target: torch.Tensor = op.args[0]
     indices: Sequence[torch.Tensor | None] = op.argument("indices")
     value: torch.Tensor = op.argument("values")
-    mask = indices[0]
-    known = len(indices) == 1 and mask is not None and mask.dtype == torch.bool
-    if mask is None or not known or value.numel() > 1 or op.layers_of(value):
+    mask = indices[0] if len(indices) == 1 else None
+    if mask is None or mask.dtype != torch.bool or value.numel() > 1 or op.layers_of(value):
         layers = [layer for tensor in op.tensor_inputs for layer in op.layers_of(tensor)]
         reason = "assigned to by several indices, or more than one number by a mask"
         facts.restrict(layers, "frozen", "in-place-write", reason, op.node)

@@ -15,10 +15,10 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import FunctionType
 
+from filelock import FileLock
 from torch import fx
 
 from morphir.errors import MorphirWarning
@@ -106,7 +106,7 @@ def forward_folder() -> Path:
 def write_forward(text: str) -> Path | None:
     """Writes a file, unless it is there, and returns it; None, after one warning, where it cannot be written.
 
-    Safe with several processes: a file appears whole or not at all. The oldest of a thousand files go.
+    Safe with several processes: a file appears whole or not at all. Of a thousand, the oldest tenth goes.
     """
     try:
         folder = forward_folder()
@@ -149,17 +149,19 @@ def _write(path: Path, text: str) -> None:
 
 
 def _drop_oldest(folder: Path) -> None:
-    """Keeps the newest files; others that are at work in the folder may have dropped some meanwhile."""
-    with os.scandir(folder) as entries:
-        names = [entry.path for entry in entries if entry.name.startswith(FORWARD_PREFIX)]
-    if len(names) <= _MOST_FILES:
+    """Drops files until nine tenths are left; one writer at a time, so that they do not drop a tenth each."""
+    if len(_files(folder)) <= _MOST_FILES:
         return
-    ages: list[tuple[float, str]] = []
-    for name in names:
-        with suppress(FileNotFoundError):
-            ages.append((Path(name).stat().st_mtime, name))
-    for _, name in sorted(ages)[: len(ages) - _MOST_FILES * 9 // 10]:
-        Path(name).unlink(missing_ok=True)
+    with FileLock(folder.parent / f"{folder.name}.lock"):
+        files = _files(folder)
+        if len(files) > _MOST_FILES:
+            files.sort(key=lambda file: file.stat().st_mtime)
+            for file in files[: len(files) - _MOST_FILES * 9 // 10]:
+                file.unlink()
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if file.name.startswith(FORWARD_PREFIX)]
 
 
 def place(forward: FunctionType, text: str) -> None:

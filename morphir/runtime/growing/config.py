@@ -107,6 +107,7 @@ class GrowthConfig(BaseModel):
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps, ...; None is where the graph is")
     amp: bool = Field(False, description="bfloat16 autocast")
     channels_last: bool = Field(False, description="channels-last memory format")
+    compile: bool = Field(False, description="compile the learning steps' elementwise work, by torch.compile")
     check_every: int = Field(
         20, ge=1, description="steps between looks at the loss (each waits for the device)"
     )

@@ -118,13 +118,10 @@ def estimate_splits(
         run: The batch.
         curvature: The term that theta is learned with.
     """
-    ys = [take(producer.part, run.captured[producer.y]) for producer in split.producers]
-    with torch.enable_grad():
-        deltas = [_delta(producer, thetas[producer.parameter], run) for producer in split.producers]
-    externals = [take(external.part, run.captured[external.slot]) for external in split.externals]
+    given = RegionInputs.of(split, thetas, run)
     bases = [None if edge is None else edge.a for edge in edges]
     perturb = PERTURBATIONS[split.region.kind]
-    perturbed = perturb(split.region, ys, [delta.detach() for delta in deltas], externals, bases)
+    perturbed = perturb(split.region, given.ys, given.detached(), given.externals, bases)
     projection = project(perturbed.doubled, 0.5, edges, run)
     slope = curvature.slope(projection.q, run.losses) * (0.5 / run.samples)
     sampled_slope = None
@@ -133,9 +130,43 @@ def estimate_splits(
     back = perturbed.vjp(
         [None if edge is None else edge.output_gradient(slope, sampled_slope) for edge in edges]
     )
-    names = list(thetas)
-    gradients = torch.autograd.grad(deltas, [thetas[name] for name in names], back)
-    return SplitEstimate(projection, dict(zip(names, gradients, strict=True)))
+    return SplitEstimate(projection, given.theta_gradients(thetas, back))
+
+
+@dataclass(frozen=True)
+class RegionInputs:
+    """What a space's region reads on one batch.
+
+    Attributes:
+        ys: The producers' outputs.
+        deltas: Their changes, which depend on theta.
+        externals: What it reads besides.
+    """
+
+    ys: Sequence[torch.Tensor]
+    deltas: Sequence[torch.Tensor]
+    externals: Sequence[Any]
+
+    @staticmethod
+    def of(split: SplitProgram, thetas: Mapping[str, torch.Tensor], run: Pass) -> RegionInputs:
+        """Reads them from the pass, and computes delta."""
+        ys = [take(producer.part, run.captured[producer.y]) for producer in split.producers]
+        with torch.enable_grad():
+            deltas = [_delta(producer, thetas[producer.parameter], run) for producer in split.producers]
+        externals = [take(external.part, run.captured[external.slot]) for external in split.externals]
+        return RegionInputs(ys, deltas, externals)
+
+    def detached(self) -> list[torch.Tensor]:
+        """Returns delta as numbers."""
+        return [delta.detach() for delta in self.deltas]
+
+    def theta_gradients(
+        self, thetas: Mapping[str, torch.Tensor], gradients: Sequence[torch.Tensor]
+    ) -> Mapping[str, torch.Tensor]:
+        """Turns the gradients by delta into those by theta."""
+        names = list(thetas)
+        found = torch.autograd.grad(self.deltas, [thetas[name] for name in names], gradients)
+        return dict(zip(names, found, strict=True))
 
 
 def _delta(producer: ProducerProgram, theta: torch.Tensor, run: Pass) -> torch.Tensor:

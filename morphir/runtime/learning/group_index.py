@@ -38,9 +38,15 @@ class GroupIndex:
 
     def sum(self, values: torch.Tensor, samples: int) -> torch.Tensor:
         """Sums over each group's positions: ``[S or S * k, ...]`` to ``[S, width]``, float32 at least."""
-        dtype = torch.float32 if values.dtype in _HALF else values.dtype
-        others = [d for d in range(1, values.dim()) if d != self.dim]
-        sums = values.sum(others, dtype=dtype) if others else values.to(dtype)
+        others, dtype = self.others(values.dim()), sum_dtype(values.dtype)
+        return self.gather(values.sum(others, dtype=dtype) if others else values.to(dtype), samples)
+
+    def others(self, rank: int) -> list[int]:
+        """Returns the dimensions of a tensor that are neither samples' nor channels'."""
+        return [dim for dim in range(1, rank) if dim != self.dim]
+
+    def gather(self, sums: torch.Tensor, samples: int) -> torch.Tensor:
+        """Sums over each group's positions: ``[S or S * k, positions]`` to ``[S, width]``."""
         if sums.shape[0] != samples:
             sums = sums.view(self._per_sample(sums.shape[0], samples), -1, sums.shape[1]).sum(1)
         if self.repeat == 1:
@@ -51,19 +57,23 @@ class GroupIndex:
         grouped = sums.new_zeros(samples, self.width + 1).index_add_(1, self.index, sums)
         return grouped[:, : self.width]
 
-    def spread(self, weights: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """Lays ``[S, width]`` out so that it multiplies ``like``; positions of no group get 0."""
+    def rows(self, weights: torch.Tensor, leading: int) -> torch.Tensor:
+        """Lays ``[S, width]`` out as ``[leading, positions]``; positions of no group get 0."""
         samples = weights.shape[0]
         if self.index is not None:
             weights = torch.nn.functional.pad(weights, (0, 1)).index_select(1, self.index)
         elif self.repeat > 1:
             weights = weights.repeat_interleave(self.repeat, dim=1)
-        if like.shape[0] != samples:
-            self._per_sample(like.shape[0], samples)
-            weights = weights.repeat_interleave(like.shape[0] // samples, dim=0)
+        if leading != samples:
+            self._per_sample(leading, samples)
+            weights = weights.repeat_interleave(leading // samples, dim=0)
+        return weights
+
+    def spread(self, weights: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Lays ``[S, width]`` out so that it multiplies ``like``; positions of no group get 0."""
         shape = [1] * like.dim()
         shape[0], shape[self.dim] = like.shape[0], like.shape[self.dim]
-        return weights.view(shape).to(like.dtype)
+        return self.rows(weights, like.shape[0]).view(shape).to(like.dtype)
 
     def _per_sample(self, extent: int, samples: int) -> int:
         if extent % samples:
@@ -72,6 +82,11 @@ class GroupIndex:
                 hint="every activation that holds channels must have the samples along its first dimension",
             )
         return samples
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Returns what values of a dtype are summed in."""
+    return torch.float32 if dtype in _HALF else dtype
 
 
 _HALF = frozenset({torch.bfloat16, torch.float16})

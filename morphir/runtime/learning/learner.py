@@ -27,6 +27,7 @@ from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
 from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, resolved
 from morphir.runtime.learning.estimate import Projection, edge_values, estimate_prunes, estimate_splits
+from morphir.runtime.learning.fused import FusedSplits
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram, lower
 from morphir.runtime.learning.model_pass import Loss, Pass, detached, run_backward, run_forward
 from morphir.runtime.learning.theta import Theta, group_kernels, initial_thetas
@@ -86,6 +87,9 @@ class Learner:
         ema: Weight of the newest batch in the scores' moving average; the paper's is (batch / dataset) / 2.
         init_scale: theta's initial root mean square, relative to its kernel's. theta = 0 is stationary.
         spaces: Names of the spaces to work on; all where None.
+        compile: Compile the elementwise work of every space into fused kernels by ``torch.compile``. The
+            first steps take longer, seconds for each kind of region; later ones, and later runs, find the
+            kernels in PyTorch's cache.
         seed: Seed of theta's initial values and of the sampled labels.
 
     Attributes:
@@ -107,6 +111,7 @@ class Learner:
         ema: float = 0.02,
         init_scale: float = 0.1,
         spaces: Collection[str] | None = None,
+        compile: bool = False,
         seed: int = 0,
     ) -> None:
         require_graph(graph)
@@ -119,6 +124,8 @@ class Learner:
         self.ema = ema
         self.lowered: Lowered = lower(graph, spaces)
         self.refused: Mapping[str, Remark] = self.lowered.refused
+        splits = {s.name: s.split for s in self.lowered.spaces if compile and s.split is not None}
+        self._fused = {name: FusedSplits(split) for name, split in splits.items()}
         self._state = _identities(graph)
         self._thetas = initial_thetas(graph, self.lowered.spaces, init_scale, seed)
         leaves = [theta.value for theta in self._all_thetas()]
@@ -265,18 +272,25 @@ class Learner:
             zeros = run.losses.mean.new_zeros(run.samples, space.width)
             nothing = Projection(zeros, None if run.sampled is None else zeros)
             return [nothing] * (1 + (space.split is not None))
-        projections = [estimate_prunes(edges, run)]
-        if space.split is not None:
-            own = self._thetas[space.name]
-            thetas = {parameter: theta.value for parameter, theta in own.items()}
-            estimate = estimate_splits(space.split, thetas, edges, run, learn)
-            for parameter, gradient in estimate.gradients.items():
-                own[parameter].set_gradient(gradient)
-                self._waiting += gradient.numel()
-            if self._waiting > self._most_waiting:
-                self._move_thetas()
-            projections.append(estimate.projection)
-        return projections
+        if space.split is None:
+            return [estimate_prunes(edges, run)]
+        thetas = {parameter: theta.value for parameter, theta in self._thetas[space.name].items()}
+        known = [edge for edge in edges if edge is not None]
+        if space.name in self._fused and len(known) == len(edges):
+            prunes, splits = self._fused[space.name].estimate(thetas, known, run, learn)
+        else:
+            prunes = estimate_prunes(edges, run)
+            splits = estimate_splits(space.split, thetas, edges, run, learn)
+        self._hand_on(space.name, splits.gradients)
+        return [prunes, splits.projection]
+
+    def _hand_on(self, space: str, gradients: Mapping[str, torch.Tensor]) -> None:
+        """Hands theta's gradients to the optimizer."""
+        for parameter, gradient in gradients.items():
+            self._thetas[space][parameter].set_gradient(gradient)
+            self._waiting += gradient.numel()
+        if self._waiting > self._most_waiting:
+            self._move_thetas()
 
     def _move_thetas(self) -> None:
         """Lets Adam use up the gradients that are there; it passes over thetas without one."""

@@ -197,10 +197,10 @@ def _stream(
 
 def _ambient_autocast(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
     kind = device.type
-    if not torch.amp.is_autocast_available(kind):
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return nullcontext
-    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
+    dtype = torch.get_autocast_dtype(kind)
+    return lambda: torch.autocast(kind, dtype=dtype, cache_enabled=False)
 
 
 def _batch_size(inputs: Sequence[Any]) -> int:

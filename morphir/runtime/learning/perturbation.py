@@ -126,9 +126,14 @@ def _doubled_change(
 def _general(
     region: Region, ys: Tensors, deltas: Tensors, externals: Sequence[Any], bases: MaybeTensors
 ) -> Perturbed:
-    if region.stackable and all(map(_worth_stacking, ys)):
+    if may_stack(region, ys):
         return _stacked(region, ys, deltas, externals, bases)
     return _apart(region, ys, deltas, externals, bases)
+
+
+def may_stack(region: Region, ys: Tensors) -> bool:
+    """Whether both signs are to be stacked along the batch, and run as one."""
+    return region.stackable and all(map(_worth_stacking, ys))
 
 
 def _worth_stacking(y: torch.Tensor) -> bool:

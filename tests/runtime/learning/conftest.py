@@ -98,8 +98,14 @@ def estimates(learner: Learner, batch: Batch) -> dict[str, tuple[torch.Tensor, t
 
     def work(program: SpaceProgram, run: Pass) -> None:
         edges, splits = edge_values(program, run), None
+        thetas = {key: theta.value for key, theta in learner._thetas.get(program.name, {}).items()}
+        if program.name in learner._fused:
+            known = [edge for edge in edges if edge is not None]
+            assert len(known) == len(edges)
+            prunes, estimate = learner._fused[program.name].estimate(thetas, known, run, CURVATURES["batch"])
+            found[program.name] = (prunes.q, estimate.projection.q)
+            return
         if program.split is not None:
-            thetas = {key: theta.value for key, theta in learner._thetas[program.name].items()}
             splits = estimate_splits(program.split, thetas, edges, run, CURVATURES["batch"]).projection.q
         found[program.name] = (estimate_prunes(edges, run).q, splits)
 
@@ -218,13 +224,21 @@ def spread(names: Sequence[Any], count: int) -> list[Any]:
     return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)]
 
 
-def check(graph: Graph, batch: Batch, spaces: int = 12, groups: int = 3, init_scale: float = 2.0) -> Checked:
+def check(
+    graph: Graph,
+    batch: Batch,
+    spaces: int = 12,
+    groups: int = 3,
+    init_scale: float = 2.0,
+    *,
+    compile: bool = False,
+) -> Checked:
     """Compares q of splits and prunes of some groups of some spaces."""
     learnable = [
         n for n, s in graph.spaces.items() if s.consumers and any(v.kind == "exact" for v in s.verdicts)
     ]
     chosen = spread(learnable, spaces)
-    learner = Learner(graph, cross_entropy, spaces=chosen, init_scale=init_scale)
+    learner = Learner(graph, cross_entropy, spaces=chosen, init_scale=init_scale, compile=compile)
     assert not learner.refused
     found, truth = estimates(learner, batch), _Truth(graph, batch)
     splits: list[tuple[str, int, Change]] = []

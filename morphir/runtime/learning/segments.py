@@ -1,0 +1,278 @@
+"""A program as segments: elementwise operators, each run of them one kernel, and all others as they are.
+
+Its vector-Jacobian product goes through the segments backwards: kernels compute it themselves, from their
+inputs alone, what is between them has autograd's.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from morphir.runtime.learning.kernels import Call, Kernels, renamed, signature
+
+_ALSO_FUSED = frozenset(
+    {
+        torch.ops.aten.as_strided_.default,  # the strides of what global pooling has just made
+        torch.ops.aten.cat.default,
+        torch.ops.aten.clone.default,
+        torch.ops.aten._to_copy.default,
+        torch.ops.aten.mean.dim,
+        torch.ops.aten.sum.dim_IntList,
+    }
+)
+"""No elementwise operators, but a compiler reads through them."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive nodes.
+
+    Attributes:
+        program: ``program(*inputs)`` returns the outputs.
+        kernels: The same, compiled; None for a segment that is run as it is.
+        inputs: Slots of what it reads.
+        outputs: Slots of what it returns.
+        active: Positions of the inputs that are differentiated by.
+        moving: Positions of the outputs that depend on these.
+    """
+
+    program: fx.GraphModule
+    kernels: Kernels | None
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    active: tuple[int, ...]
+    moving: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One run of a segmented program.
+
+    Attributes:
+        outputs: What it returned.
+        vjp: Gradients by the outputs, in the outputs' order, to those by the inputs that it is
+            differentiated by.
+    """
+
+    outputs: Sequence[torch.Tensor]
+    vjp: Callable[[Sequence[torch.Tensor | None]], list[torch.Tensor]]
+
+
+class Segmented:
+    """A program as segments.
+
+    Args:
+        program: The program: placeholders first, then calls.
+        root: Where its modules are found.
+        active: The placeholders to differentiate by.
+        example: Values of the placeholders; on these the program is run once, to see what its nodes do.
+    """
+
+    def __init__(
+        self, program: fx.Graph, root: nn.Module, active: Sequence[fx.Node], example: Sequence[Any]
+    ) -> None:
+        nodes = list(program.nodes)
+        slot = {node: number for number, node in enumerate(nodes)}
+        returned = cast("Sequence[fx.Node]", nodes[-1].args[0])
+        self._count = len(nodes)
+        self._active = [slot[node] for node in active]
+        self._returned = [slot[node] for node in returned]
+        observer = _Observer(program, root)
+        observer.run(*example)
+        self._served: dict[Hashable, list[_Served]] = {}
+        self._segments = _cut(nodes, root, active, observer, slot)
+
+    def __call__(self, *inputs: Any) -> Evaluation:
+        """Runs the program; nothing is recorded for autograd outside."""
+        values: list[Any] = [*inputs, *[None] * (self._count - len(inputs))]
+        served = self._served.setdefault(signature(inputs), [_Served() for _ in self._segments])
+        runs: list[_Run] = []
+        for segment, calls in zip(self._segments, served, strict=True):
+            run = _Run.of(segment, calls, [values[slot] for slot in segment.inputs])
+            runs.append(run)
+            for slot, value in zip(segment.outputs, run.outputs, strict=True):
+                values[slot] = value.detach() if isinstance(value, torch.Tensor) else value
+
+        def vjp(gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+            pairs = zip(self._returned, gradients, strict=True)
+            known = {slot: gradient for slot, gradient in pairs if gradient is not None}
+            for run in reversed(runs):
+                run.pull(known)
+            leaves = [(slot, values[slot]) for slot in self._active]
+            return [known[slot] if slot in known else torch.zeros_like(leaf) for slot, leaf in leaves]
+
+        return Evaluation([values[slot] for slot in self._returned], vjp)
+
+
+@dataclass
+class _Served:
+    """The kernels that serve a segment on inputs of one signature, as soon as they are known.
+
+    The program's inputs decide the types, extents and strides of everything in between.
+    """
+
+    forward: Call | None = None
+    vjp: Call | None = None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One segment's run."""
+
+    segment: Segment
+    served: _Served
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+
+    @staticmethod
+    def of(segment: Segment, served: _Served, inputs: list[Any]) -> _Run:
+        if segment.kernels is not None:
+            served.forward = served.forward or segment.kernels.forward.serving(inputs)
+            return _Run(segment, served, inputs, served.forward(*inputs))
+        with torch.enable_grad():
+            for position in segment.active:
+                inputs[position] = inputs[position].detach().requires_grad_()
+            return _Run(segment, served, inputs, segment.program(*inputs))
+
+    def pull(self, known: dict[int, torch.Tensor]) -> None:
+        """Turns the gradients by its outputs into those by its inputs."""
+        segment = self.segment
+        moving = [position for position in segment.moving if segment.outputs[position] in known]
+        if not moving or not segment.active:
+            return
+        for position, gradient in zip(segment.active, self._product(known, moving), strict=True):
+            slot = segment.inputs[position]
+            if gradient is not None:
+                known[slot] = known[slot] + gradient if slot in known else gradient
+
+    def _product(
+        self, known: Mapping[int, torch.Tensor], moving: Sequence[int]
+    ) -> Sequence[torch.Tensor | None]:
+        segment = self.segment
+        if segment.kernels is not None:
+            outputs = [(segment.outputs[position], self.outputs[position]) for position in segment.moving]
+            given = [known[slot] if slot in known else torch.zeros_like(value) for slot, value in outputs]
+            values = [*self.inputs, *given]
+            self.served.vjp = self.served.vjp or segment.kernels.vjp.serving(values)
+            return self.served.vjp(*values)
+        reached = [position for position in moving if self.outputs[position].requires_grad]
+        if not reached:
+            return [None] * len(segment.active)
+        return torch.autograd.grad(
+            [self.outputs[position] for position in reached],
+            [self.inputs[position] for position in segment.active],
+            [known[segment.outputs[position]] for position in reached],
+            allow_unused=True,
+        )
+
+
+class _Observer(fx.Interpreter):
+    """Runs a program, and sees which nodes a compiler fuses, and which have floating-point values."""
+
+    def __init__(self, program: fx.Graph, root: nn.Module) -> None:
+        super().__init__(root, graph=program)
+        self.fused: set[fx.Node] = set()
+        self.floating: set[fx.Node] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        with _Operators() as seen:
+            value = super().run_node(n)
+        leaves = pytree.tree_leaves(value)
+        if leaves and all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            if all(map(_is_fused, seen.operators)) and self._may_follow(n):
+                self.fused.add(n)
+            if all(leaf.is_floating_point() for leaf in leaves):
+                self.floating.add(n)
+        return value
+
+    def _may_follow(self, node: fx.Node) -> bool:
+        """A part of what an operator returns stays with it: no tuples between segments."""
+        source = node.all_input_nodes[0] if node.target is operator.getitem else None
+        return source is None or source.op == "placeholder" or source in self.fused
+
+
+class _Operators(TorchDispatchMode):
+    """Collects the operators that run."""
+
+    def __init__(self) -> None:
+        cast("Any", super()).__init__()
+        self.operators: list[OpOverload] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        self.operators.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def _is_fused(called: OpOverload) -> bool:
+    if called in _ALSO_FUSED:
+        return True
+    return not cast("Any", called)._schema.is_mutable and (
+        called.is_view or torch.Tag.pointwise in called.tags
+    )
+
+
+def _cut(
+    nodes: Sequence[fx.Node],
+    root: nn.Module,
+    active: Sequence[fx.Node],
+    observed: _Observer,
+    slot: Mapping[fx.Node, int],
+) -> list[Segment]:
+    """Even levels are fused, odd ones not; a node's level is the least that its inputs allow."""
+    levels: dict[fx.Node, int] = {}
+    moving = set(active)
+    for node in nodes:
+        if not node.op.startswith("call_"):
+            continue
+        fused = node in observed.fused
+        before = [levels[source] for source in node.all_input_nodes if source in levels]
+        levels[node] = max(
+            (level + (fused == bool(level % 2)) for level in before), default=0 if fused else 1
+        )
+        if node in observed.floating and not moving.isdisjoint(node.all_input_nodes):
+            moving.add(node)
+    last = max((level for level in levels.values() if level % 2 == 0), default=0)
+    waiting = {nodes[-1]}
+    for node in reversed(levels):
+        # What only the output needs can wait for the last kernel, which reads the same values.
+        if node in observed.fused and waiting.issuperset(node.users):
+            waiting.add(node)
+            levels[node] = last
+    return [
+        _segment([node for node in levels if levels[node] == level], root, moving, slot, fused=level % 2 == 0)
+        for level in sorted(set(levels.values()))
+    ]
+
+
+def _segment(
+    nodes: Sequence[fx.Node],
+    root: nn.Module,
+    moving: set[fx.Node],
+    slot: Mapping[fx.Node, int],
+    *,
+    fused: bool,
+) -> Segment:
+    own = set(nodes)
+    inputs = list(dict.fromkeys(x for node in nodes for x in node.all_input_nodes if x not in own))
+    outputs = [node for node in nodes if any(user not in own for user in node.users)]
+    active = tuple(position for position, node in enumerate(inputs) if node in moving)
+    carried = tuple(position for position, node in enumerate(outputs) if node in moving)
+    program = renamed(nodes, inputs, outputs, root)
+    return Segment(
+        program,
+        Kernels.of(program, active, carried) if fused else None,
+        tuple(slot[node] for node in inputs),
+        tuple(slot[node] for node in outputs),
+        active,
+        carried,
+    )

@@ -12,7 +12,7 @@ REPEATS ?= 15
 THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint check format bench growth conformance clean
+.PHONY: help setup demo test fuzz lint check format bench peers growth conformance clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ format: $(STAMP) ## format, and fix what the linter can fix
 
 bench: $(STAMP) ## time learning against training (MODELS= REPEATS= THREADS= narrow it; runs/speed/)
 	$(BIN)/python benchmarks/speed.py $(if $(MODELS),--models $(MODELS)) --repeats $(REPEATS) --threads $(THREADS)
+
+peers: $(STAMP) ## time gromo and torch-pruning, which it installs, against MorphIR (MODELS= REPEATS= THREADS=)
+	$(BIN)/python benchmarks/peers.py $(if $(MODELS),--models $(MODELS)) --repeats $(REPEATS) --threads $(THREADS)
 
 growth: $(STAMP) ## grow on Fashion-MNIST against uniform networks (hours; continues where it was stopped)
 	$(BIN)/python benchmarks/fashion_mnist.py

@@ -50,6 +50,7 @@ CASES = (
     Case("efficientnet_b0", "torchvision:efficientnet_b0", None, 64, 16),
 )
 EXTRA_CASES = (
+    Case("vgg19-64", "vgg19", 64, 32, 64),
     Case("densenet121", "torchvision:densenet121", None, 64, 8),
     Case("mobilenet_v2", "torchvision:mobilenet_v2", None, 64, 8),
     Case("shufflenet_v2_x1_0", "torchvision:shufflenet_v2_x1_0", None, 64, 8),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -46,17 +46,22 @@ class Times:
 
 def interleaved(steps: Mapping[str, Step], repeats: int, device: str, warm_up: int = 3) -> dict[str, Times]:
     """Times steps by turns: round after round, each step once."""
-    timed = _on_cuda if device == "cuda" else _on_cpu
     for step in steps.values():
         for _ in range(warm_up):
             step()
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    return in_turns({name: lambda step=step: step for name, step in steps.items()}, repeats, device)
+
+
+def in_turns(makers: Mapping[str, Callable[[], Step]], repeats: int, device: str) -> dict[str, Times]:
+    """Times steps that use up what they work on: every round makes each of them anew, off the clock."""
+    timed = _on_cuda if device == "cuda" else _on_cpu
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in makers}
     gc.collect()
     gc.disable()
     try:
         for _ in range(repeats):
-            for name, step in steps.items():
-                found[name].append(timed(step))
+            for name, make in makers.items():
+                found[name].append(timed(make()))
     finally:
         gc.enable()
     columns = {name: tuple(zip(*rounds, strict=True)) for name, rounds in found.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,13 +37,22 @@ def training(case: Case, mode: Mode, device: str) -> Step:
     return _captured(step) if mode.graph else step
 
 
-def learning(case: Case, mode: Mode, device: str) -> Step:
-    """One step of the learner: forward, backward, all estimates, Adam on every theta, moving averages."""
+def learning(case: Case, mode: Mode, device: str, *, curvature: str = "batch", compile: bool = True) -> Step:
+    """One step of the learner: forward, backward, all estimates, Adam on every theta, moving averages.
+
+    Args:
+        case: The network.
+        mode: How it is run.
+        device: Where.
+        curvature: What theta is learned against, and scored with. The paper's takes one data-gradient pass.
+        compile: Whether the elementwise work is compiled.
+    """
     model = case.build().to(device, memory_format=mode.memory_format)
     images, labels = _data(case, mode, device)
     graph = morphir.trace(model, images)
-    # The paper's curvature; a sampled one takes a second data-gradient pass.
-    learner = morphir.Learner(graph, cross_entropy, learn_curvature="batch", score_curvature="batch")
+    learner = morphir.Learner(
+        graph, cross_entropy, learn_curvature=curvature, score_curvature=curvature, compile=compile
+    )
 
     def step() -> None:
         with mode.autocast(device):
@@ -51,7 +61,13 @@ def learning(case: Case, mode: Mode, device: str) -> Step:
     return _captured(step) if mode.graph else step
 
 
-ARMS: dict[str, Arm] = {"training": training, "learning": learning}
+ARMS: dict[str, Arm] = {
+    "training": training,
+    "learning": learning,
+    "uncompiled": partial(learning, compile=False),
+    "sampled": partial(learning, curvature="auto"),
+}
+"""``sampled``: with the default curvatures, which take a second data-gradient pass, for sampled labels."""
 
 
 def _data(case: Case, mode: Mode, device: str) -> tuple[torch.Tensor, torch.Tensor]:

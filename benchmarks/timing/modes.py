@@ -19,7 +19,7 @@ class Mode:
         channels_last: Whether images and kernels lie channels last.
         half: Whether the model and the loss run under bf16 autocast.
         graph: Whether a step is captured as a CUDA graph and replayed.
-        compiled: Whether the training step's model is compiled. A learning step runs as it is.
+        compiled: Whether the training step's model is compiled. A learning step compiles its own kernels.
     """
 
     name: str
@@ -41,7 +41,12 @@ class Mode:
         return torch.autocast(device, dtype=torch.bfloat16, cache_enabled=not self.graph)
 
 
-_CPU = (Mode("contiguous"), Mode("channels-last", channels_last=True))
+_CPU = (
+    Mode("contiguous"),
+    Mode("channels-last", channels_last=True),
+    Mode("contiguous, compiled", compiled=True),
+    Mode("channels-last, compiled", channels_last=True, compiled=True),
+)
 _CUDA = (
     Mode("bf16", channels_last=True, half=True),
     Mode("bf16, graph", channels_last=True, half=True, graph=True),

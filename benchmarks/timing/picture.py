@@ -18,13 +18,15 @@ def plot_ratios(place: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         place: The file.
-        rows: One for each network: ``model``, ``ratio``, ``memory_ratio`` (or None), ``goal``.
+        rows: One for each network: ``model``, ``ratios`` (of which ``learning``), ``memory_ratio`` (or None),
+            ``goal``.
     """
     figure = Figure(figsize=(7.5, 0.55 * len(rows) + 1.3), layout="constrained")
     axis: Any = figure.subplots()
     for position, row in enumerate(rows):
-        axis.barh(position - 0.2, row["ratio"], 0.38, color=_TIME, label="time" if not position else None)
-        axis.text(row["ratio"] + 0.02, position - 0.2, f"{row['ratio']:.2f}", va="center", fontsize=8)
+        ratio = row["ratios"]["learning"]
+        axis.barh(position - 0.2, ratio, 0.38, color=_TIME, label="time" if not position else None)
+        axis.text(ratio + 0.02, position - 0.2, f"{ratio:.2f}", va="center", fontsize=8)
         if row["memory_ratio"]:
             axis.barh(
                 position + 0.2,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.nn import functional
@@ -34,10 +35,15 @@ class BatchLosses:
     mean: torch.Tensor
     samples: torch.Tensor | None
 
-    @property
+    @cached_property
     def positive_mean(self) -> torch.Tensor:
         """The mean, kept away from 0, where the paper's term has no value."""
         return self.mean.clamp_min(_SMALLEST_LOSS)
+
+    @cached_property
+    def paper_factor(self) -> torch.Tensor:
+        """1 / (4 L), the factor of q^2 in the paper's term."""
+        return 0.25 / self.positive_mean
 
 
 Coefficient = Callable[[BatchLosses], torch.Tensor | float]
@@ -77,11 +83,11 @@ class Curvature:
 
 
 def _batch(losses: BatchLosses) -> torch.Tensor:
-    return 0.25 / losses.positive_mean
+    return losses.paper_factor
 
 
 def _third_of_batch(losses: BatchLosses) -> torch.Tensor:
-    return (0.25 / 3) / losses.positive_mean
+    return losses.paper_factor / 3
 
 
 def _sample(losses: BatchLosses) -> torch.Tensor:

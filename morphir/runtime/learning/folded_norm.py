@@ -51,9 +51,11 @@ class FoldedNorm(nn.Module):
         scale = torch.rsqrt(norm.running_var + norm.eps)
         scale = scale if norm.weight is None else scale * norm.weight
         mean = norm.running_mean if linear.bias is None else norm.running_mean - linear.bias
-        self.bias = -mean * scale if norm.bias is None else torch.addcmul(norm.bias, mean, scale, value=-1)
-        self.scale = scale.view(self.scale_shape)
-        self.weight = linear.weight * self.scale if self.scales_kernel else linear.weight.detach()
+        bias = -mean * scale if norm.bias is None else torch.addcmul(norm.bias, mean, scale, value=-1)
+        scale = scale.view(self.scale_shape)
+        weight = linear.weight * scale if self.scales_kernel else linear.weight.detach()
+        # Plain attributes: a module would look at each whether it is a parameter, at every step.
+        self.__dict__.update(bias=bias, scale=scale, weight=weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the normalised output."""

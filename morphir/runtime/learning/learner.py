@@ -354,8 +354,10 @@ class Learner:
 @contextmanager
 def frozen(graph: nn.Module) -> Generator[None]:
     """Evaluation mode and no parameter that requires grad; afterwards everything is as it was."""
-    training = [module for _, module in submodules(graph) if module.training]
-    trainable = [parameter for parameter in graph.parameters() if parameter.requires_grad]
+    modules = [module for _, module in submodules(graph)]
+    training = [module for module in modules if module.training]
+    parameters = (parameter for module in modules for parameter in module.parameters(recurse=False))
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
     try:
         for module in training:
             module.training = False

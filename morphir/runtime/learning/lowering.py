@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import fx
@@ -116,12 +117,12 @@ class SpaceProgram:
     edges: tuple[EdgeProgram, ...]
     split: SplitProgram | None
 
-    @property
+    @cached_property
     def taps(self) -> frozenset[int]:
         """Slots of the taps of all edges."""
         return frozenset(slot for edge in self.edges for slot in edge.taps)
 
-    @property
+    @cached_property
     def slots(self) -> frozenset[int]:
         """Every captured slot that the space reads."""
         if self.split is None:

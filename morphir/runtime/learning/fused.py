@@ -52,7 +52,7 @@ class FusedSplits:
             curvature: The term that theta is learned with.
         """
         given = RegionInputs.of(self.split, thetas, run)
-        evaluation = self._run(given, edges)
+        evaluation = self._run(given, edges, sampled=run.sampled is not None)
         count, samples = len(edges), run.samples
         indices = [edge.groups for edge in edges]
         split_q, prune_q, *sampled = (
@@ -86,9 +86,8 @@ class FusedSplits:
                     found[position] = torch.full_like(like, slope / samples)
         return found
 
-    def _run(self, given: RegionInputs, edges: Sequence[EdgeValue]) -> Evaluation:
+    def _run(self, given: RegionInputs, edges: Sequence[EdgeValue], *, sampled: bool) -> Evaluation:
         region, stacked = self.split.region, may_stack(self.split.region, given.ys)
-        sampled = [edge.sampled for edge in edges if edge.sampled is not None]
         values = [
             *given.ys,
             *given.detached(),
@@ -96,11 +95,12 @@ class FusedSplits:
             *(attribute(region.module, name) for name in _attributes(region)),
             *(edge.a for edge in edges),
             *(edge.g for edge in edges),
-            *sampled,
         ]
-        key = (stacked, bool(sampled))
+        if sampled:
+            values += [torch.zeros_like(edge.g) if edge.sampled is None else edge.sampled for edge in edges]
+        key = (stacked, sampled)
         if key not in self._programs:
-            building = _Building(region, len(given.ys), stacked=stacked, sampled=bool(sampled))
+            building = _Building(region, len(given.ys), stacked=stacked, sampled=sampled)
             program = building.run(edges)
             self._programs[key] = Segmented(program, region.module, building.deltas, values)
         return self._programs[key](*values)
@@ -182,10 +182,8 @@ class _Building:
 
     def _sum(self, u: fx.Node, g: fx.Node, factor: float, edge: EdgeValue) -> fx.Node:
         product = self._call(torch.mul, u, g)
-        dtype, others = (
-            sum_dtype(torch.promote_types(edge.a.dtype, edge.g.dtype)),
-            edge.groups.others(edge.a.dim()),
-        )
+        dtype = sum_dtype(torch.promote_types(edge.a.dtype, edge.g.dtype))
+        others = edge.groups.others(edge.a.dim())
         if others:
             sums = self._call(torch.sum, product, others, dtype=dtype)
         else:

@@ -40,6 +40,10 @@ class BatchLosses:
         """The mean, kept away from 0, where the paper's term has no value."""
         return self.mean.clamp_min(_SMALLEST_LOSS)
 
+    def of(self, samples: slice) -> BatchLosses:
+        """Returns the losses of some samples; the mean stays the whole batch's."""
+        return self if self.samples is None else BatchLosses(self.mean, self.samples[samples])
+
     @cached_property
     def paper_factor(self) -> torch.Tensor:
         """1 / (4 L), the factor of q^2 in the paper's term."""

@@ -7,7 +7,7 @@ operator, such as a depthwise convolution, runs between kernels (:mod:`morphir.r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -15,95 +15,76 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from morphir.ir.state import attribute
-from morphir.runtime.learning.curvature import Curvature
-from morphir.runtime.learning.estimate import EdgeValue, Projection, RegionInputs, SplitEstimate
+from morphir.runtime.learning.estimate import (
+    EdgeValue,
+    Projected,
+    Projection,
+    RegionValues,
+    plain_projection,
+)
 from morphir.runtime.learning.group_index import GroupIndex, sum_dtype
-from morphir.runtime.learning.lowering import SplitProgram
-from morphir.runtime.learning.model_pass import Pass
-from morphir.runtime.learning.perturbation import may_stack
 from morphir.runtime.learning.region import Region
 from morphir.runtime.learning.segments import Evaluation, Segmented
 
 
-class FusedSplits:
-    """One space's splits and prunes, estimated by compiled kernels.
+class FusedProjection:
+    """How a region is projected by compiled kernels.
 
     Args:
-        split: The space's program.
+        region: The region.
     """
 
-    def __init__(self, split: SplitProgram) -> None:
-        self.split = split
-        self._programs: dict[tuple[bool, bool], Segmented] = {}
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self._plain = plain_projection(region)
+        self._programs: dict[bool, Segmented] = {}
 
-    def estimate(
-        self,
-        thetas: Mapping[str, torch.Tensor],
-        edges: Sequence[EdgeValue],
-        run: Pass,
-        curvature: Curvature,
-    ) -> tuple[Projection, SplitEstimate]:
-        """Returns the prunes' projection and the splits' estimate.
-
-        Args:
-            thetas: Producer parameter to theta; each requires grad.
-            edges: The edges' values.
-            run: The batch.
-            curvature: The term that theta is learned with.
-        """
-        given = RegionInputs.of(self.split, thetas, run)
-        evaluation = self._run(given, edges, sampled=run.sampled is not None)
-        count, samples = len(edges), run.samples
-        indices = [edge.groups for edge in edges]
+    def __call__(self, values: RegionValues) -> Projected:
+        """Returns the projections, and the way back."""
+        edges = [edge for edge in values.edges if edge is not None]
+        if len(edges) < len(values.edges):
+            return self._plain(values)
+        evaluation = self._run(values, edges)
+        indices, sums = [edge.groups for edge in edges], evaluation.outputs
         split_q, prune_q, *sampled = (
-            _gathered(indices, evaluation.outputs[at : at + count], samples)
-            for at in range(0, len(evaluation.outputs), count)
+            _gathered(indices, sums[at : at + len(edges)], values.samples)
+            for at in range(0, len(sums), len(edges))
         )
         split_sampled, prune_sampled = sampled or (None, None)
-        slopes = [curvature.slope(split_q, run.losses)]
-        if curvature.sampled and split_sampled is not None:
-            slopes.append(curvature.sampled_slope(split_sampled))
-        back = evaluation.vjp(self._cotangents(slopes, indices, evaluation.outputs, samples))
-        splits = SplitEstimate(Projection(split_q, split_sampled), given.theta_gradients(thetas, back))
-        return Projection(prune_q, prune_sampled), splits
 
-    def _cotangents(
-        self,
-        slopes: Sequence[torch.Tensor | float],
-        indices: Sequence[GroupIndex],
-        sums: Sequence[torch.Tensor],
-        samples: int,
-    ) -> list[torch.Tensor | None]:
-        """Lays the slopes out as the program's outputs are: two of every four sums are prunes'."""
-        found: list[torch.Tensor | None] = [None] * len(sums)
-        for number, slope in enumerate(slopes):
-            first = 2 * number * len(indices)
-            for position, index in enumerate(indices, first):
-                like = sums[position]
-                if isinstance(slope, torch.Tensor):
-                    found[position] = index.rows(slope / samples, like.shape[0]).to(like.dtype).contiguous()
-                else:
-                    found[position] = torch.full_like(like, slope / samples)
-        return found
+        def pull(slope: torch.Tensor | float, sampled_slope: torch.Tensor | None) -> list[torch.Tensor]:
+            found: list[torch.Tensor | None] = [None] * len(sums)
+            # Two of every four sums are prunes'.
+            for first, own in ((0, slope), (2 * len(edges), sampled_slope)):
+                for at, index in enumerate(indices if own is not None else (), first):
+                    found[at] = _laid_out(cast("torch.Tensor | float", own), index, sums[at])
+            return evaluation.vjp(found)
 
-    def _run(self, given: RegionInputs, edges: Sequence[EdgeValue], *, sampled: bool) -> Evaluation:
-        region, stacked = self.split.region, may_stack(self.split.region, given.ys)
-        values = [
-            *given.ys,
-            *given.detached(),
-            *given.externals,
-            *(attribute(region.module, name) for name in _attributes(region)),
+        return Projected(Projection(prune_q, prune_sampled), Projection(split_q, split_sampled), pull)
+
+    def _run(self, values: RegionValues, edges: Sequence[EdgeValue]) -> Evaluation:
+        module = self.region.module
+        given = [
+            *values.ys,
+            *values.deltas,
+            *values.externals,
+            *(attribute(module, name) for name in _attributes(self.region)),
             *(edge.a for edge in edges),
             *(edge.g for edge in edges),
         ]
-        if sampled:
-            values += [torch.zeros_like(edge.g) if edge.sampled is None else edge.sampled for edge in edges]
-        key = (stacked, sampled)
-        if key not in self._programs:
-            building = _Building(region, len(given.ys), stacked=stacked, sampled=sampled)
+        if values.sampled:
+            given += [torch.zeros_like(edge.g) if edge.sampled is None else edge.sampled for edge in edges]
+        if values.sampled not in self._programs:
+            building = _Building(self.region, len(values.ys), sampled=values.sampled)
             program = building.run(edges)
-            self._programs[key] = Segmented(program, region.module, building.deltas, values)
-        return self._programs[key](*values)
+            self._programs[values.sampled] = Segmented(program, module, building.deltas, given)
+        return self._programs[values.sampled](*given)
+
+
+def _laid_out(slope: torch.Tensor | float, index: GroupIndex, like: torch.Tensor) -> torch.Tensor:
+    if isinstance(slope, torch.Tensor):
+        return index.rows(slope, like.shape[0]).to(like.dtype).contiguous()
+    return torch.full_like(like, slope)
 
 
 def _gathered(indices: Sequence[GroupIndex], sums: Sequence[torch.Tensor], samples: int) -> torch.Tensor:
@@ -117,9 +98,8 @@ class _Building:
     It returns, edge by edge, the sums of the splits' u g, of the prunes', and both with g~ in g's place.
     """
 
-    def __init__(self, region: Region, producers: int, *, stacked: bool, sampled: bool) -> None:
+    def __init__(self, region: Region, producers: int, *, sampled: bool) -> None:
         self.region = region
-        self.stacked = stacked
         self.sampled = sampled
         self.program = fx.Graph()
         self.ys = self._placeholders("y", producers)
@@ -151,7 +131,7 @@ class _Building:
         pairs = list(zip(self.ys, self.deltas, strict=True))
         ups = [self._call(torch.add, y, delta) for y, delta in pairs]
         downs = [self._call(torch.sub, y, delta) for y, delta in pairs]
-        if self.stacked:
+        if self.region.stackable:
             both = [self._call(torch.cat, pair) for pair in zip(ups, downs, strict=True)]
             halves = [self._call(torch.unflatten, out, 0, (2, -1)) for out in self._region(both)]
             results = [[self._call(torch.select, half, 0, at) for half in halves] for at in (0, 1)]

@@ -26,8 +26,15 @@ from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
 from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, resolved
-from morphir.runtime.learning.estimate import Projection, edge_values, estimate_prunes, estimate_splits
-from morphir.runtime.learning.fused import FusedSplits
+from morphir.runtime.learning.estimate import (
+    Project,
+    Projection,
+    edge_values,
+    estimate_prunes,
+    estimate_splits,
+    plain_projection,
+)
+from morphir.runtime.learning.fused import FusedProjection
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram, lower
 from morphir.runtime.learning.model_pass import Loss, Pass, detached, run_backward, run_forward
 from morphir.runtime.learning.theta import Theta, group_kernels, initial_thetas
@@ -124,8 +131,9 @@ class Learner:
         self.ema = ema
         self.lowered: Lowered = lower(graph, spaces)
         self.refused: Mapping[str, Remark] = self.lowered.refused
-        splits = {s.name: s.split for s in self.lowered.spaces if compile and s.split is not None}
-        self._fused = {name: FusedSplits(split) for name, split in splits.items()}
+        regions = {s.name: s.split.region for s in self.lowered.spaces if s.split is not None}
+        projection = FusedProjection if compile else plain_projection
+        self._project: dict[str, Project] = {name: projection(region) for name, region in regions.items()}
         self._state = _identities(graph)
         self._thetas = initial_thetas(graph, self.lowered.spaces, init_scale, seed)
         leaves = [theta.value for theta in self._all_thetas()]
@@ -273,16 +281,11 @@ class Learner:
             nothing = Projection(zeros, None if run.sampled is None else zeros)
             return [nothing] * (1 + (space.split is not None))
         if space.split is None:
-            return [estimate_prunes(edges, run)]
+            return [estimate_prunes(edges, run.samples, sampled=run.sampled is not None)]
         thetas = {parameter: theta.value for parameter, theta in self._thetas[space.name].items()}
-        known = [edge for edge in edges if edge is not None]
-        if space.name in self._fused and len(known) == len(edges):
-            prunes, splits = self._fused[space.name].estimate(thetas, known, run, learn)
-        else:
-            prunes = estimate_prunes(edges, run)
-            splits = estimate_splits(space.split, thetas, edges, run, learn)
-        self._hand_on(space.name, splits.gradients)
-        return [prunes, splits.projection]
+        estimate = estimate_splits(space.split, self._project[space.name], thetas, edges, run, learn)
+        self._hand_on(space.name, estimate.gradients)
+        return [estimate.prunes, estimate.splits]
 
     def _hand_on(self, space: str, gradients: Mapping[str, torch.Tensor]) -> None:
         """Hands theta's gradients to the optimizer."""

@@ -14,8 +14,6 @@ from torch import fx
 
 from morphir.runtime.learning.region import Region, RegionKind
 
-_STACKED_BYTES = 1 << 20
-
 Tensors = Sequence[torch.Tensor]
 MaybeTensors = Sequence[torch.Tensor | None]
 
@@ -126,19 +124,7 @@ def _doubled_change(
 def _general(
     region: Region, ys: Tensors, deltas: Tensors, externals: Sequence[Any], bases: MaybeTensors
 ) -> Perturbed:
-    if may_stack(region, ys):
-        return _stacked(region, ys, deltas, externals, bases)
-    return _apart(region, ys, deltas, externals, bases)
-
-
-def may_stack(region: Region, ys: Tensors) -> bool:
-    """Whether both signs are to be stacked along the batch, and run as one."""
-    return region.stackable and all(map(_worth_stacking, ys))
-
-
-def _worth_stacking(y: torch.Tensor) -> bool:
-    """Stacking halves the calls; on a CPU a buffer larger than all others costs more, in fresh pages."""
-    return y.device.type != "cpu" or y.numel() * y.element_size() <= _STACKED_BYTES
+    return (_stacked if region.stackable else _apart)(region, ys, deltas, externals, bases)
 
 
 PERTURBATIONS: Mapping[RegionKind, Perturb] = {"relu": _relu, "general": _general}

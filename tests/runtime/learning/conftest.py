@@ -97,17 +97,14 @@ def estimates(learner: Learner, batch: Batch) -> dict[str, tuple[torch.Tensor, t
     found: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     def work(program: SpaceProgram, run: Pass) -> None:
-        edges, splits = edge_values(program, run), None
-        thetas = {key: theta.value for key, theta in learner._thetas.get(program.name, {}).items()}
-        if program.name in learner._fused:
-            known = [edge for edge in edges if edge is not None]
-            assert len(known) == len(edges)
-            prunes, estimate = learner._fused[program.name].estimate(thetas, known, run, CURVATURES["batch"])
-            found[program.name] = (prunes.q, estimate.projection.q)
+        edges = edge_values(program, run)
+        if program.split is None:
+            found[program.name] = (estimate_prunes(edges, run.samples, sampled=False).q, None)
             return
-        if program.split is not None:
-            splits = estimate_splits(program.split, thetas, edges, run, CURVATURES["batch"]).projection.q
-        found[program.name] = (estimate_prunes(edges, run).q, splits)
+        thetas = {key: theta.value for key, theta in learner._thetas[program.name].items()}
+        project = learner._project[program.name]
+        splits = estimate_splits(program.split, project, thetas, edges, run, CURVATURES["batch"])
+        found[program.name] = (splits.prunes.q, splits.splits.q)
 
     with frozen(learner.graph), torch.no_grad():
         forward = run_forward(learner.lowered, [batch[0]], batch[1], cross_entropy)

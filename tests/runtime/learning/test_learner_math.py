@@ -14,7 +14,7 @@ from torch.nn import functional
 from morphir.analysis.tracing import trace
 from morphir.ir.graph import Graph
 from morphir.morphisms.split import Split
-from morphir.runtime.learning import perturbation
+from morphir.runtime.learning import estimate
 from morphir.runtime.learning.curvature import CURVATURES, BatchLosses
 from morphir.runtime.learning.estimate import SplitEstimate, edge_values, estimate_prunes, estimate_splits
 from morphir.runtime.learning.learner import Learner, frozen
@@ -216,8 +216,10 @@ def _estimates(
         edges, splits = edge_values(program, run), None
         if program.split is not None:
             thetas = {key: theta.value for key, theta in learner._thetas[program.name].items()}
-            splits = estimate_splits(program.split, thetas, edges, run, CURVATURES[curvature])
-        found[program.name] = (estimate_prunes(edges, run).q, splits)
+            project = learner._project[program.name]
+            splits = estimate_splits(program.split, project, thetas, edges, run, CURVATURES[curvature])
+        prunes = estimate_prunes(edges, run.samples, sampled=False) if splits is None else splits.prunes
+        found[program.name] = (prunes.q, splits)
 
     with frozen(learner.graph), torch.no_grad():
         forward = run_forward(learner.lowered, [batch[0]], batch[1], _loss)
@@ -226,12 +228,12 @@ def _estimates(
 
 
 @pytest.mark.parametrize(
-    ("curvature", "stacked_bytes"), [("batch", 0), ("batch", 1 << 20), ("empirical-fisher", 0), ("sample", 0)]
+    ("curvature", "slice_bytes"), [("batch", 1), ("batch", 1 << 20), ("empirical-fisher", 1), ("sample", 1)]
 )
 def test_projection_and_theta_gradient_against_autograd(
-    graph: Graph, curvature: str, stacked_bytes: int, monkeypatch: pytest.MonkeyPatch
+    graph: Graph, curvature: str, slice_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(perturbation, "_STACKED_BYTES", stacked_bytes)
+    monkeypatch.setattr(estimate, "_SLICE_BYTES", {"cpu": slice_bytes})
     images, labels = _batch()
     learner = Learner(graph, _loss, init_scale=0.5, seed=3)
     assert not learner.refused
@@ -242,7 +244,7 @@ def test_projection_and_theta_gradient_against_autograd(
             continue
         own = {k: theta.value.detach().clone().requires_grad_() for k, theta in learner._thetas[name].items()}
         q, losses = _expected_q(graph, name, own, images, labels)
-        torch.testing.assert_close(splits.projection.q, q.detach(), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(splits.splits.q, q.detach(), rtol=1e-9, atol=1e-12)
         assert q.abs().max() > 1e-6
         objective = CURVATURES[curvature].estimate(q, None, BatchLosses(losses.mean(), losses)).mean(0).sum()
         expected = torch.autograd.grad(objective, list(own.values()))
@@ -273,7 +275,7 @@ def test_projection_is_the_papers_on_the_chain() -> None:
     theta = learner._thetas["conv1"]["conv1.weight"].value.detach()
     _, splits = _estimates(learner, (images, labels))["conv1"]
     assert splits is not None
-    found = splits.projection.q
+    found = splits.splits.q
     z = model.conv2(functional.relu(model.bn1(model.conv1(images)))).detach().requires_grad_()
     rest = functional.max_pool2d(functional.relu(model.bn2(z)), 2)
     rest = functional.gelu(model.conv3(functional.pad(rest, (1, 1, 1, 1)))).flatten(1)
@@ -333,7 +335,7 @@ def test_applying_a_split_changes_z_as_the_learner_said(graph: Graph) -> None:
             transform(grown, [Split(name, group, group_kernels(learner._thetas[name], group))])
             change = _Probe(grown.eval(), {}, {}).values(images)[node] - z
             expected = (change * gradient).flatten(1).sum(1).detach()
-            torch.testing.assert_close(splits.projection.q[:, group], expected, rtol=1e-8, atol=1e-11)
+            torch.testing.assert_close(splits.splits.q[:, group], expected, rtol=1e-8, atol=1e-11)
             checked += 1
     assert checked >= 4
 
@@ -362,6 +364,6 @@ def test_every_space_of_the_papers_networks(name: str) -> None:
         # z itself is far larger than its change: what the subtraction loses is a share of |z| |g|.
         bound = 1e-14 * float((z.detach().abs() * gradient.abs()).flatten(1).sum(1).max())
         visible += bool(expected.abs().max() > 1000 * bound)
-        torch.testing.assert_close(splits.projection.q[:, group], expected, rtol=1e-8, atol=bound)
+        torch.testing.assert_close(splits.splits.q[:, group], expected, rtol=1e-8, atol=bound)
     # Where no sample crosses a ReLU's kink, the change is 0 by right; most spaces must show one.
     assert visible >= 10

@@ -131,12 +131,8 @@ class _Building:
         pairs = list(zip(self.ys, self.deltas, strict=True))
         ups = [self._call(torch.add, y, delta) for y, delta in pairs]
         downs = [self._call(torch.sub, y, delta) for y, delta in pairs]
-        if self.region.stackable:
-            both = [self._call(torch.cat, pair) for pair in zip(ups, downs, strict=True)]
-            halves = [self._call(torch.unflatten, out, 0, (2, -1)) for out in self._region(both)]
-            results = [[self._call(torch.select, half, 0, at) for half in halves] for at in (0, 1)]
-        else:
-            results = [self._region(ups), self._region(downs)]
+        # Not stacked, as uncompiled ones are: PyTorch's compiler makes slow kernels of concatenations.
+        results = (self._region(ups), self._region(downs))
         sums = [self._call(torch.add, up, down) for up, down in zip(*results, strict=True)]
         return [self._call(torch.sub, total, a, alpha=2) for total, a in zip(sums, bases, strict=True)]
 

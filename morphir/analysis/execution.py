@@ -23,7 +23,7 @@ from morphir.analysis.labels import CONSTANT, INPUT, AxisLabels, Facts, Labelled
 from morphir.analysis.literals import constrain_literals
 from morphir.analysis.module_literals import constrain_module
 from morphir.analysis.rules import MixingUse, Operation, Origin, apply_rule, iteration_spaces, result_origin
-from morphir.analysis.rules.fake_results import fake_result
+from morphir.analysis.rules.fake_results import fake_empty, fake_result
 from morphir.analysis.sizes import Sizes, follow_sizes
 from morphir.errors import AnalysisError, MorphirError
 from morphir.ir.graph import Graph
@@ -89,6 +89,8 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = fake_result(func, args, kwargs, known=self.known)
+        if isinstance(result, torch.device):
+            return result
         with _disable_current_modes():
             operation = Operation(
                 func,
@@ -222,10 +224,10 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
     device = graph.device
     fakes_of: dict[str, torch.Tensor] = {}
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    for key, tensor in state.items():
+        shape = (shapes or {}).get(key, tuple(tensor.shape))
+        fakes_of[key] = fake_empty(fake_mode, shape, tensor.dtype, tensor.device)
     with fake_mode:
-        for key, tensor in state.items():
-            shape = (shapes or {}).get(key, tuple(tensor.shape))
-            fakes_of[key] = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
         args, kwargs = graph.inputs.materialise(device)
         results = {name: call.materialise(device) for name, call in graph.opaque_calls.items()}
     axes = AxisLabels.allot(

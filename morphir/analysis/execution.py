@@ -59,8 +59,9 @@ class Execution:
 class _Recorder(TorchDispatchMode):
     """Sees every ATen operator and moves labels from its inputs to its outputs."""
 
-    def __init__(self, execution: Execution, *, known: bool) -> None:
+    def __init__(self, execution: Execution, mode: FakeTensorMode, *, known: bool) -> None:
         super().__init__()  # pyright: ignore[reportUnknownMemberType]
+        self.mode = mode
         self.known = known
         self.execution = execution
         self.node = ""
@@ -88,7 +89,7 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = fake_result(func, args, kwargs, known=self.known)
+        result = fake_result(self.mode, func, args, kwargs, known=self.known)
         if isinstance(result, torch.device):
             return result
         with _disable_current_modes():
@@ -237,7 +238,7 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
         }
     )
     execution = Execution(axes, Facts())
-    recorder = _Recorder(execution, known=not shapes)
+    recorder = _Recorder(execution, fake_mode, known=not shapes)
     for key, fake in fakes_of.items():
         recorder.bind(fake, axes.layers(key, tuple(fake.shape), range(fake.dim())), "parameter")
     # Indices stay real: their values say which channels they pick.

@@ -202,9 +202,9 @@ def described(work: Callable[[], Any]) -> Any:
 
 @pytest.mark.parametrize(("func", "made"), CASES.values(), ids=CASES)
 def test_a_quick_result_is_the_kernels(func: Any, made: Made) -> None:
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         arguments = made()
-        quick = described(lambda: fake_result(func, arguments, {}, known=False))
+        quick = described(lambda: fake_result(mode, func, arguments, {}, known=False))
         kernel = described(lambda: func(*arguments))
     if func is ATEN.native_batch_norm.default:  # nothing reads the statistics
         quick, kernel = quick[:1], kernel[:1]
@@ -218,12 +218,20 @@ def test_every_quick_operator_is_compared() -> None:
 
 
 def test_an_operator_in_place_yields_its_input() -> None:
-    with FakeTensorMode():
+    with FakeTensorMode() as mode:
         source = torch.empty(2, 3)
-        assert fake_result(ATEN.relu_.default, (source,), {}, known=False) is source
+        assert fake_result(mode, ATEN.relu_.default, (source,), {}, known=False) is source
 
 
 def test_known_values_are_passed_on() -> None:
-    with FakeTensorMode():
+    with FakeTensorMode() as mode:
         number = torch.tensor(2.0)
-        assert float(fake_result(ATEN.add.Tensor, (number, number), {}, known=False)) == 4.0
+        assert float(fake_result(mode, ATEN.add.Tensor, (number, number), {}, known=False)) == 4.0
+
+
+def test_what_a_batch_norm_reserves_is_empty() -> None:
+    with FakeTensorMode() as mode:
+        options = {"dtype": torch.uint8, "layout": torch.strided, "device": torch.device("cpu")}
+        empty = ATEN.empty.memory_format
+        quick = described(lambda: fake_result(mode, empty, ([0],), options, known=False))
+        assert quick == described(lambda: empty([0], **options))

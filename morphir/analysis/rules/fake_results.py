@@ -13,19 +13,26 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 
+_EMPTY = torch.ops.aten.empty.memory_format
+_RESERVED = {"dtype", "layout", "device"}
 _VIEW = torch.ops.aten.view.default
 
 
-def fake_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, known: bool) -> Any:
+def fake_result(
+    mode: FakeTensorMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, known: bool
+) -> Any:
     """Runs an operator on fake tensors.
 
     Args:
+        mode: The mode that they are of.
         func: The ATen operator.
         args: Its arguments.
         kwargs: Its keyword arguments.
         known: Whether the program is known to run on these shapes. Fake kernels lay out memory in other ways
             than real ones where a size is 1, so that a view that passes in truth may fail on them.
     """
+    if func is _EMPTY and kwargs.keys() == _RESERVED and kwargs["layout"] is torch.strided:
+        return fake_empty(mode, args[0], kwargs["dtype"], kwargs["device"])  # as every batch norm asks for
     quick = QUICK.get(func)
     found = None if quick is None or kwargs else quick(*args)
     if found is not None:

@@ -27,7 +27,7 @@ from passes.all_or_nothing import all_or_nothing
 from passes.instruments import PendingRewrite, active, tell_all
 from passes.moments import powers_of, replace_parameters
 from passes.snapshot import Snapshot
-from passes.tensors import full_theta, rewrite_gradient, rewrite_tensor
+from passes.tensors import full_theta, perturbed, rewrite_gradient, rewrite_tensor
 
 
 class Rewriter:
@@ -112,12 +112,13 @@ class Rewriter:
         self, axes: Mapping[str, Sequence[AxisMap]], maps: Sequence[IndexMap], before: ChannelLayer
     ) -> None:
         owners, state = _owners(self.graph), named_state(self.graph)
+        uses = perturbed(maps, before)
         new_of: dict[nn.Parameter, nn.Parameter] = {}
         state_of: dict[nn.Parameter, Mapping[str, Any]] = {}
         replaced: list[tuple[torch.Tensor, torch.Tensor]] = []
         for key, axis_list in axes.items():
             old = state[key]
-            new = rewrite_tensor(old, axis_list, full_theta(key, old, maps, before))
+            new = rewrite_tensor(old, axis_list, full_theta(old, uses.get(key, ()), before))
             if isinstance(old, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=old.requires_grad)
                 new.grad = None if old.grad is None else rewrite_gradient(old.grad, axis_list, 1)

@@ -57,7 +57,7 @@ class AxisMap:
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Returns ``tensor`` gathered along the axis."""
-        return tensor.index_select(self.axis, torch.tensor(self.sources, device=tensor.device))
+        return tensor.index_select(self.axis, torch.as_tensor(self.sources, device=tensor.device))
 
     def along(self, factors: Factors, like: torch.Tensor) -> torch.Tensor:
         """Returns ``factors`` laid along the axis, broadcastable against ``like``."""

@@ -33,12 +33,8 @@ def _layouts_fit_values(graph: Graph) -> Iterator[Fault]:
                         f"{layout.space} along dimension {layout.dim}",
                         name,
                     )
-                elif not _within(layout.groups, space.width):
+                elif layout.groups.last >= space.width:
                     yield Fault(f"%{name} holds a group that {layout.space} has not", name)
-
-
-def _within(groups: Groups, width: int) -> bool:
-    return not groups.held.size or int(groups.held.max()) < width
 
 
 def _spaces_have_their_names(graph: Graph) -> Iterator[Fault]:
@@ -61,7 +57,7 @@ def _bindings_fit_parameters(graph: Graph) -> Iterator[Fault]:
                     f"{binding.parameter}, whose shape is {tuple(tensor.shape)}",
                     node,
                 )
-            elif not _within(binding.groups, space.width):
+            elif binding.groups.last >= space.width:
                 yield Fault(
                     f"{space.name} has {space.width} groups, but binds {binding.parameter} to another", node
                 )

@@ -90,6 +90,15 @@ class Groups(Sequence[int]):
         numbers[self.at] = self.held
         return numbers
 
+    @cached_property
+    def last(self) -> int:
+        """The largest group that is held; -1 where none is."""
+        return int(self.held.max(initial=-1))
+
+    def positions(self, group: int) -> Integers:
+        """Returns the positions that hold a group."""
+        return self.at[self.held == group]
+
     def added(self, copies: Sequence[int] | Integers) -> int:
         """Returns how many positions a rewrite adds; fewer than 0 where it removes some.
 

@@ -8,7 +8,7 @@
 on torchvision's ResNets as their depth does, timed as ``benchmarks/speed.py`` times. ``compiler``: CPU
 seconds of tracing (analysis and trial rewrites included), of the analysis alone and of a rewrite that changes
 a quarter of all groups, against the number of nodes, on torchvision's networks with random weights; images of
-64 pixels. Each round traces anew and changes another quarter; medians of the rounds.
+64 pixels. Each round traces anew and changes another quarter; medians and the least of the rounds.
 
 Writes ``steps.json`` and ``compiler.json``, each with an SVG beside it, to ``--out`` after each measurement.
 """
@@ -97,13 +97,15 @@ def steps(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def compiler(options: argparse.Namespace) -> Iterator[Row]:
-    """Yields the CPU seconds of trace, analysis and rewrite of each network: medians over the rounds."""
+    """Yields each network's CPU seconds of trace, analysis and rewrite: medians and the least of rounds."""
     for name in options.models:
         torch.manual_seed(0)
         model = resolve(f"torchvision:{name}")
         rounds = [_compiled(model, start) for start in range(options.rounds)]
-        times = {key: median(own[key] for own in rounds) for key in rounds[0] if key.endswith("_s")}
-        yield {"model": name, **rounds[0], **times}
+        timed = [key for key in rounds[0] if key.endswith("_s")]
+        medians = {key: median(own[key] for own in rounds) for key in timed}
+        least = {f"{key}_least": min(own[key] for own in rounds) for key in timed}
+        yield {"model": name, **rounds[0], **medians, **least}
 
 
 def _compiled(model: nn.Module, start: int) -> Row:

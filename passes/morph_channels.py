@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from morphir.ir.channels import ChannelSpace
+from torch import fx
+
 from morphir.ir.remarks import Remark
 from morphir.ir.source import source_of
 from morphir.morphisms.base import Morphism
@@ -48,12 +49,12 @@ def _apply_morphisms(name: str, morphisms: Sequence[Morphism], rewriter: Rewrite
         return PassResult()
     graph = rewriter.graph
     maps = index_maps(graph, morphisms)
-    remarks = tuple(_applied(morphism, graph.space(morphism.space), rewriter) for morphism in morphisms)
+    nodes = {m.space: graph.node(graph.space(m.space).producers[0].node) for m in maps}
+    remarks = tuple(_applied(morphism, nodes[morphism.space]) for morphism in morphisms)
     rewriter.apply(name, maps, [str(morphism) for morphism in morphisms])
     return PassResult(maps, remarks, modified=True)
 
 
-def _applied(morphism: Morphism, space: ChannelSpace, rewriter: Rewriter) -> Remark:
-    node = rewriter.graph.node(space.producers[0].node)
+def _applied(morphism: Morphism, node: fx.Node) -> Remark:
     done = {"split": "split in two", "prune": "pruned"}[morphism.kind]
     return Remark("applied", morphism.kind, done, morphism.space, morphism.index, node.name, source_of(node))

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn, optim
 
 from morphir.analysis.axis_map import AxisMap
-from morphir.analysis.rewritten import rewrite_program, tensor_of
+from morphir.analysis.rewritten import rewrite_program
 from morphir.analysis.wrapped_functions import changed_by, unlike
 from morphir.errors import RewriteError
 from morphir.ir.channels import ChannelLayer
@@ -22,12 +22,12 @@ from morphir.ir.codes import suggestion_for
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap, Rewrite, copies_of
 from morphir.ir.source import source_of
-from morphir.ir.state import own_state
+from morphir.ir.state import named_state, own_state
 from passes.all_or_nothing import all_or_nothing
 from passes.instruments import PendingRewrite, active, tell_all
 from passes.moments import powers_of, replace_parameters
 from passes.snapshot import Snapshot
-from passes.tensors import full_theta, rewrite_gradient, rewrite_tensor
+from passes.tensors import full_theta, perturbed, rewrite_gradient, rewrite_tensor
 
 
 class Rewriter:
@@ -111,13 +111,14 @@ class Rewriter:
     def _replace_tensors(
         self, axes: Mapping[str, Sequence[AxisMap]], maps: Sequence[IndexMap], before: ChannelLayer
     ) -> None:
-        owners = _owners(self.graph)
+        owners, state = _owners(self.graph), named_state(self.graph)
+        uses = perturbed(maps, before)
         new_of: dict[nn.Parameter, nn.Parameter] = {}
         state_of: dict[nn.Parameter, Mapping[str, Any]] = {}
         replaced: list[tuple[torch.Tensor, torch.Tensor]] = []
         for key, axis_list in axes.items():
-            old = tensor_of(self.graph, key)
-            new = rewrite_tensor(old, axis_list, full_theta(key, old, maps, before))
+            old = state[key]
+            new = rewrite_tensor(old, axis_list, full_theta(old, uses.get(key, ()), before))
             if isinstance(old, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=old.requires_grad)
                 new.grad = None if old.grad is None else rewrite_gradient(old.grad, axis_list, 1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 
 from morphir.analysis.axis_map import AxisMap, Factors
 from morphir.errors import RewriteError
-from morphir.ir.channels import ChannelLayer
+from morphir.ir.channels import ChannelLayer, Integers, Producer
 from morphir.ir.index_map import IndexMap
 
 
@@ -61,32 +62,45 @@ def _in_format_of(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return new.contiguous(memory_format=torch.channels_last) if channels_last else new.contiguous()
 
 
-def full_theta(
-    key: str, tensor: torch.Tensor, maps: Sequence[IndexMap], before: ChannelLayer
-) -> torch.Tensor | None:
-    """Lays the thetas of all split groups out in the kernel's own shape; None where there are none."""
-    full: torch.Tensor | None = None
+def perturbed(maps: Sequence[IndexMap], before: ChannelLayer) -> dict[str, list[tuple[IndexMap, Producer]]]:
+    """Returns, for each kernel that a theta may be of, the maps that hold thetas, with their producer."""
+    found: dict[str, list[tuple[IndexMap, Producer]]] = {}
     for index_map in maps:
-        for producer in before.spaces[index_map.space].producers:
-            if producer.parameter != key:
-                continue
-            for group, thetas in index_map.thetas.items():
-                if key in thetas:
-                    full = torch.zeros_like(tensor) if full is None else full
-                    _place_theta(full, thetas[key], before, index_map.space, producer.out_axis, key, group)
+        for producer in before.spaces[index_map.space].producers if index_map.thetas else ():
+            found.setdefault(producer.parameter, []).append((index_map, producer))
+    return found
+
+
+def full_theta(
+    kernel: torch.Tensor, uses: Iterable[tuple[IndexMap, Producer]], before: ChannelLayer
+) -> torch.Tensor | None:
+    """Lays the thetas of all split groups out in the kernel's own shape; None where there are none.
+
+    Args:
+        kernel: The kernel as it is.
+        uses: The maps that hold thetas, each with the producer whose kernel it is.
+        before: The channel layer as it is.
+    """
+    full: torch.Tensor | None = None
+    for index_map, producer in uses:
+        key, space = producer.parameter, before.spaces[index_map.space]
+        binding = space.binding(key, producer.out_axis)
+        for group, thetas in index_map.thetas.items():
+            if key in thetas:
+                full = torch.zeros_like(kernel) if full is None else full
+                rows = np.empty(0, np.int64) if binding is None else binding.groups.positions(group)
+                _place_theta(full, thetas[key], rows, producer, f"{space.name}[{group}]")
     return full
 
 
 def _place_theta(
-    full: torch.Tensor, theta: torch.Tensor, before: ChannelLayer, space: str, axis: int, key: str, group: int
+    full: torch.Tensor, theta: torch.Tensor, rows: Integers, producer: Producer, site: str
 ) -> None:
-    binding = before.spaces[space].binding(key, axis)
-    rows = [] if binding is None else [row for row, owner in enumerate(binding.groups) if owner == group]
-    kernel = full.select(axis, 0).shape
+    axis, kernel = producer.out_axis, full.select(producer.out_axis, 0).shape
     expected = tuple(kernel) if len(rows) == 1 else (len(rows), *kernel)
     if tuple(theta.shape) != expected:
         raise RewriteError(
-            f"theta of {space}[{group}] for {key} has shape {tuple(theta.shape)}, expected {expected}",
+            f"theta of {site} for {producer.parameter} has shape {tuple(theta.shape)}, expected {expected}",
             hint="theta is one output channel's kernel, or [rows, *kernel] for a group of several rows",
         )
     values = theta.to(full).reshape(len(rows), *kernel)

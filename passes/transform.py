@@ -84,10 +84,8 @@ def _checked(morphisms: object) -> tuple[Morphism, ...]:
 
 def _after_splits(prunes: Sequence[Prune], maps: Sequence[IndexMap]) -> tuple[Prune, ...]:
     """Moves the prunes' indices to where their groups lie once the splits are applied."""
-    by_space = {m.space: m for m in maps}
-    return tuple(
-        Prune(p.space, by_space[p.space].sources.index(p.index)) if p.space in by_space else p for p in prunes
-    )
+    places = {m.space: {old: new for new, old in enumerate(m.sources)} for m in maps}
+    return tuple(Prune(p.space, places[p.space][p.index]) if p.space in places else p for p in prunes)
 
 
 def replay(graph: Graph, rewrites: Iterable[Rewrite], optimizer: optim.Optimizer | None = None) -> None:

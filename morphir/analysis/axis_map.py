@@ -9,13 +9,13 @@ convolution group, a concatenation).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from morphir.ir.channels import AxisBinding, ChannelLayer, as_array
+from morphir.ir.channels import AxisBinding, ChannelLayer, Integers, Role
 from morphir.ir.index_map import IndexMap
 
 
@@ -32,7 +32,6 @@ class MismatchError(Exception):
         self.parameter = parameter
 
 
-Integers = NDArray[np.int64]
 Factors = NDArray[np.float64]
 
 
@@ -58,7 +57,7 @@ class AxisMap:
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Returns ``tensor`` gathered along the axis."""
-        return tensor.index_select(self.axis, torch.tensor(self.sources, device=tensor.device))
+        return tensor.index_select(self.axis, torch.as_tensor(self.sources, device=tensor.device))
 
     def along(self, factors: Factors, like: torch.Tensor) -> torch.Tensor:
         """Returns ``factors`` laid along the axis, broadcastable against ``like``."""
@@ -73,17 +72,19 @@ def axis_maps(before: ChannelLayer, after: ChannelLayer, maps: Sequence[IndexMap
     Raises:
         MismatchError: if the program did not put the channels where the index maps say.
     """
-    changed = {m.space: m for m in maps}
-    identities = {
-        name: IndexMap.identity(name, space.width)
-        for name, space in before.spaces.items()
-        if name not in changed
-    }
+    changed = {m.space for m in maps}
+    spaces = {name: _Space.of(IndexMap.identity(name, space.width)) for name, space in before.spaces.items()}
+    spaces |= {m.space: _Space.of(m) for m in maps}
     old, new = _bindings(before), _bindings(after)
+    # Many axes hold the same channels, as all vectors of a batch norm and the columns behind it.
+    known: dict[object, AxisMap] = {}
     for (parameter, axis), bindings in old.items():
-        if any(binding_space in changed for binding_space, _ in bindings):
-            numbering = _Numbering.of([(changed.get(n) or identities[n], b.role) for n, b in bindings])
-            yield _axis_map(parameter, axis, bindings, new.get((parameter, axis), []), numbering)
+        if any(space in changed for space, _ in bindings):
+            found = new.get((parameter, axis), [])
+            key = _identity(bindings), _identity(found)
+            if key not in known:
+                known[key] = _axis_map(parameter, axis, bindings, found, _Numbering.of(bindings, spaces))
+            yield replace(known[key], parameter=parameter, axis=axis)
 
 
 _Bound = Sequence[tuple[str, AxisBinding]]
@@ -95,6 +96,44 @@ def _bindings(layer: ChannelLayer) -> dict[tuple[str, int], list[tuple[str, Axis
         for binding in space.bindings:
             found.setdefault((binding.parameter, binding.axis), []).append((space.name, binding))
     return found
+
+
+def _identity(bindings: _Bound) -> tuple[tuple[str, Role, int], ...]:
+    return tuple((space, binding.role, id(binding.groups)) for space, binding in bindings)
+
+
+@dataclass(frozen=True, eq=False)
+class _Space:
+    """What becomes of one space, as arrays over its new groups.
+
+    Attributes:
+        old_width: Number of groups before.
+        sources: The old group that each is a copy of.
+        scales: The factor on consumer axes.
+        signs: The sign of theta on producer rows.
+    """
+
+    old_width: int
+    sources: Integers
+    scales: Factors
+    signs: Factors
+
+    @staticmethod
+    def of(index_map: IndexMap) -> _Space:
+        """Reads an index map."""
+        scales, signs = (np.array(factors, np.float64) for factors in (index_map.scales, index_map.signs))
+        return _Space(index_map.old_width, np.array(index_map.sources, np.int64), scales, signs)
+
+    def factors(self, role: Role) -> tuple[Factors, Factors, Factors]:
+        """Returns the factors on values, the signs of theta, and the factors on gradients.
+
+        A consumer's column is scaled and keeps its gradient; all that lies before a scaled column has its
+        gradient scaled.
+        """
+        ones, zeros = np.ones(len(self.sources)), np.zeros(len(self.sources))
+        if role == "consumer":
+            return self.scales, zeros, ones
+        return ones, self.signs if role == "producer" else zeros, self.scales
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,19 +157,19 @@ class _Numbering:
     gradients: Factors
 
     @staticmethod
-    def of(maps: Sequence[tuple[IndexMap, str]]) -> _Numbering:
-        """Numbers the groups of several spaces; each map comes with the axis' role in its space."""
+    def of(bindings: _Bound, spaces: Mapping[str, _Space]) -> _Numbering:
+        """Numbers the groups of the spaces along an axis."""
         old: dict[str, int] = {}
         new: dict[str, int] = {}
-        columns: list[tuple[Sequence[float], ...]] = [((0,), (1.0,), (0,), (1.0,))]
+        columns = [_NO_GROUP]
         old_total = new_total = 1
-        for index_map, role in maps:
-            old[index_map.space], new[index_map.space] = old_total, new_total
-            columns.append((np.add(index_map.sources, old_total).tolist(), *_factors(role, index_map)))
-            old_total += index_map.old_width
-            new_total += index_map.new_width
-        origins, scales, signs, gradients = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-        return _Numbering(old, new, origins.astype(np.int64), scales, signs.astype(np.float64), gradients)
+        for name, binding in bindings:
+            space = spaces[name]
+            old[name], new[name] = old_total, new_total
+            columns.append((space.sources + old_total, *space.factors(binding.role)))
+            old_total += space.old_width
+            new_total += len(space.sources)
+        return _Numbering(old, new, *(np.concatenate(parts) for parts in zip(*columns, strict=True)))
 
     def name(self, number: int) -> str:
         """Returns a new group as text."""
@@ -138,16 +177,7 @@ class _Numbering:
         return f"{space}[{number - self.new[space]}]"
 
 
-def _factors(role: str, index_map: IndexMap) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
-    """Returns the factors on values, the signs of theta, and the factors on gradients of the new groups.
-
-    A consumer's column is scaled and keeps its gradient; all that lies before a scaled column has its
-    gradient scaled.
-    """
-    ones, zeros = (1.0,) * index_map.new_width, (0,) * index_map.new_width
-    if role == "consumer":
-        return index_map.scales, zeros, ones
-    return ones, index_map.signs if role == "producer" else zeros, index_map.scales
+_NO_GROUP = (np.zeros(1, np.int64), np.ones(1), np.zeros(1), np.ones(1))
 
 
 def _axis_map(parameter: str, axis: int, old: _Bound, new: _Bound, numbering: _Numbering) -> AxisMap:
@@ -177,10 +207,9 @@ def _axis_map(parameter: str, axis: int, old: _Bound, new: _Bound, numbering: _N
 
 def _numbers(bindings: _Bound, first: Mapping[str, int]) -> Integers:
     """Returns the number of the group at every position of an axis."""
-    numbers = np.zeros(len(bindings[0][1].groups), np.int64)
+    numbers = np.zeros(bindings[0][1].groups.extent, np.int64)
     for space, binding in bindings:
-        groups = as_array(binding.groups)
-        np.copyto(numbers, groups + first[space], where=groups >= 0)
+        numbers[binding.groups.at] = binding.groups.held + first[space]
     return numbers
 
 

@@ -10,7 +10,7 @@ dimension d of extent e_d::
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from morphir.errors import MorphirError
-from morphir.ir.channels import Value, ValueLayout, as_array
+from morphir.ir.channels import Value, ValueLayout
 from morphir.ir.graph import Graph
+from morphir.ir.index_map import Copies
 
 MorphismKind = Literal["split", "prune"]
 _Changes = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -70,8 +71,7 @@ class _Term:
         """Counts each group's positions along each dimension."""
         counts: dict[str, dict[int, NDArray[np.int64]]] = {}
         for layout in value.layouts:
-            groups = as_array(layout.groups)
-            found = np.bincount(groups[groups >= 0], minlength=widths[layout.space])
+            found = np.bincount(layout.groups.held, minlength=widths[layout.space])
             along = counts.setdefault(layout.space, {})
             # Both operands of a product may know what lies along the dimension that they share.
             along[layout.dim] = np.maximum(along.get(layout.dim, 0), found.astype(np.int64))
@@ -195,7 +195,7 @@ def delta_cost(graph: Graph, kind: MorphismKind, space: str, index: int) -> Cost
     return Cost(int(parameters[index]), int(macs[index]))
 
 
-def delta_cost_of_copies(graph: Graph, copies: Mapping[str, Sequence[int]]) -> Cost:
+def delta_cost_of_copies(graph: Graph, copies: Copies) -> Cost:
     """Returns the exact change of cost of a whole plan.
 
     Args:

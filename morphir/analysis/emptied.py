@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from morphir.ir.channels import ChannelLayer, ValueLayout, as_array
+from morphir.ir.channels import ChannelLayer, Groups, ValueLayout
 from morphir.ir.index_map import Copies
 
 
@@ -60,13 +60,12 @@ def _kept(pair: tuple[str, int], copies: Copies) -> bool:
     return space not in copies or copies[space][group] > 0
 
 
-def _pairs(groups: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, int]]:
-    return ((space, group) for space, held in groups.items() for group in held if group >= 0)
+def _pairs(groups: Mapping[str, Groups]) -> Iterator[tuple[str, int]]:
+    return ((space, group) for space, held in groups.items() for group in held.held.tolist())
 
 
 def _survives(layout: ValueLayout, copies: Copies) -> bool:
     counts = copies.get(layout.space)
     if counts is None:
         return True
-    groups = as_array(layout.groups)
-    return bool(np.asarray(counts)[groups[groups >= 0]].any())
+    return bool(np.asarray(counts)[layout.groups.held].any())

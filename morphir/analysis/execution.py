@@ -23,7 +23,7 @@ from morphir.analysis.labels import CONSTANT, INPUT, AxisLabels, Facts, Labelled
 from morphir.analysis.literals import constrain_literals
 from morphir.analysis.module_literals import constrain_module
 from morphir.analysis.rules import MixingUse, Operation, Origin, apply_rule, iteration_spaces, result_origin
-from morphir.analysis.rules.fake_results import fake_result
+from morphir.analysis.rules.fake_results import fake_empty, fake_result
 from morphir.analysis.sizes import Sizes, follow_sizes
 from morphir.errors import AnalysisError, MorphirError
 from morphir.ir.graph import Graph
@@ -59,8 +59,9 @@ class Execution:
 class _Recorder(TorchDispatchMode):
     """Sees every ATen operator and moves labels from its inputs to its outputs."""
 
-    def __init__(self, execution: Execution, *, known: bool) -> None:
+    def __init__(self, execution: Execution, mode: FakeTensorMode, *, known: bool) -> None:
         super().__init__()  # pyright: ignore[reportUnknownMemberType]
+        self.mode = mode
         self.known = known
         self.execution = execution
         self.node = ""
@@ -88,7 +89,9 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = fake_result(func, args, kwargs, known=self.known)
+        result = fake_result(self.mode, func, args, kwargs, known=self.known)
+        if isinstance(result, torch.device):
+            return result
         with _disable_current_modes():
             operation = Operation(
                 func,
@@ -222,10 +225,10 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
     device = graph.device
     fakes_of: dict[str, torch.Tensor] = {}
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    for key, tensor in state.items():
+        shape = (shapes or {}).get(key, tuple(tensor.shape))
+        fakes_of[key] = fake_empty(fake_mode, shape, tensor.dtype, tensor.device)
     with fake_mode:
-        for key, tensor in state.items():
-            shape = (shapes or {}).get(key, tuple(tensor.shape))
-            fakes_of[key] = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
         args, kwargs = graph.inputs.materialise(device)
         results = {name: call.materialise(device) for name, call in graph.opaque_calls.items()}
     axes = AxisLabels.allot(
@@ -235,7 +238,7 @@ def execute(graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None) -
         }
     )
     execution = Execution(axes, Facts())
-    recorder = _Recorder(execution, known=not shapes)
+    recorder = _Recorder(execution, fake_mode, known=not shapes)
     for key, fake in fakes_of.items():
         recorder.bind(fake, axes.layers(key, tuple(fake.shape), range(fake.dim())), "parameter")
     # Indices stay real: their values say which channels they pick.

@@ -20,7 +20,7 @@ from morphir.analysis.coupling import couple
 from morphir.analysis.execution import Execution, execute
 from morphir.analysis.explanation import Explanation, GroupExplanation, Site, TieStep
 from morphir.analysis.labels import Restriction, Tie
-from morphir.ir.channels import ChannelSpace, Producer, Role, Verdict, as_array
+from morphir.ir.channels import ChannelSpace, Producer, Role, Verdict
 from morphir.ir.graph import Graph, require_graph
 from morphir.ir.source import SourceLocation, source_of
 from morphir.ir.state import named_state
@@ -87,7 +87,7 @@ class _Explainer:
         self.space = space
         self.sites = _Sites(graph, execution)
         self.roots = coupling.roots
-        self.bound = {(b.parameter, b.axis): as_array(b.groups) for b in space.bindings}
+        self.bound = {(b.parameter, b.axis): b.groups.as_array() for b in space.bindings}
         members = [self.roots[self.sites.labels(*axis)][groups >= 0] for axis, groups in self.bound.items()]
         mine = np.isin(self.roots, np.unique(np.concatenate(members)))
         self.ties = _tie_graph(coupling.ties, mine)

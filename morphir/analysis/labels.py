@@ -69,11 +69,17 @@ class AxisLabels:
     Attributes:
         first: (tensor key, axis) to its first label.
         extents: (tensor key, axis) to its number of labels.
+        total: Number of labels.
+        order: Every (tensor key, axis), in the order of their labels.
     """
 
     first: dict[tuple[str, int], int]
     extents: dict[tuple[str, int], int]
     total: int
+    order: list[tuple[str, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.order = list(self.first)
 
     @staticmethod
     def allot(shapes: Mapping[str, tuple[int, ...]]) -> AxisLabels:
@@ -91,13 +97,13 @@ class AxisLabels:
         """Allots labels to constants that ``node`` lays out, and returns them."""
         key = (f"{CONSTANT}{node}:{self.total}", 0)
         self.first[key], self.extents[key] = self.total, extent
+        self.order.append(key)
         self.total += extent
         return torch.arange(self.first[key], self.total)
 
     def owner(self, label: int) -> tuple[str, int]:
         """Returns the (tensor key, axis) that a label belongs to."""
-        axes = list(self.first)
-        return axes[bisect_right(list(self.first.values()), label) - 1]
+        return self.order[bisect_right(self.order, label, key=self.first.__getitem__) - 1]
 
     def layers(self, key: str, shape: tuple[int, ...], axes: Iterable[int]) -> Layers:
         """Returns one layer for each of ``axes`` of the tensor ``key``."""
@@ -126,9 +132,8 @@ class Facts:
         a, b = (labels.reshape(-1).numpy() for labels in _without_repeats(left, right))
         keep = (a != b) & (a != NO_LABEL) & (b != NO_LABEL)
         if keep.any():
-            span = int(b[keep].max()) + 1
-            pairs = distinct(a[keep] * span + b[keep])
-            self.ties.append(Tie(pairs // span, pairs % span, code, node))
+            first, second = _distinct_pairs(a[keep], b[keep])
+            self.ties.append(Tie(first, second, code, node))
 
     def keep_several(self, vector: torch.Tensor, node: str) -> None:
         """Notes that a rewrite has to leave two groups in ``vector``, of all that are there.
@@ -148,7 +153,21 @@ class Facts:
 
 def distinct(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """Returns the different numbers, sorted; labels mostly are that already."""
-    return numbers if (numbers[1:] > numbers[:-1]).all() else np.unique(numbers)
+    return numbers if _ascend(numbers) else np.unique(numbers)
+
+
+def _distinct_pairs(
+    left: NDArray[np.int64], right: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the different pairs of two vectors, sorted."""
+    if _ascend(left):
+        return left, right
+    span = int(right.max()) + 1
+    return np.divmod(distinct(left * span + right), span)
+
+
+def _ascend(numbers: NDArray[np.int64]) -> bool:
+    return bool((numbers[1:] > numbers[:-1]).all())
 
 
 def spread(vector: torch.Tensor, dim: int, shape: tuple[int, ...]) -> Layer:
@@ -160,12 +179,12 @@ def spread(vector: torch.Tensor, dim: int, shape: tuple[int, ...]) -> Layer:
 
 def vector_along(layer: Layer, dim: int) -> torch.Tensor:
     """Returns the labels along ``dim`` at the first position of all other dimensions."""
-    return layer[tuple(slice(None) if d == dim else 0 for d in range(layer.dim()))]
+    return layer.as_strided((layer.shape[dim],), (layer.stride(dim),))
 
 
 def label_dims(layer: Layer) -> tuple[int, ...]:
     """Returns the dimensions along which a layer's labels are laid out."""
-    return tuple(dim for dim in range(layer.dim()) if layer.stride(dim) != 0)
+    return tuple(dim for dim, stride in enumerate(layer.stride()) if stride)
 
 
 def compact(layer: Layer) -> torch.Tensor:
@@ -214,6 +233,7 @@ def components(total: int, ties: Iterable[Tie]) -> NDArray[np.int64]:
     # networkx takes seconds for the millions of labels that a large network has.
     adjacency = coo_array((np.ones(left.size, np.bool_), (left, right)), shape=(total, total))
     found = csgraph.connected_components(adjacency, directed=False)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    component = cast("NDArray[np.int64]", found[1])
-    _, smallest = np.unique(component, return_index=True)
+    count, component = cast("tuple[int, NDArray[np.int64]]", found)
+    smallest = np.empty(count, np.int64)
+    smallest[component[::-1]] = np.arange(total)[::-1]  # of several labels, the last that is assigned stays
     return smallest[component]

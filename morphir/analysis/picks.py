@@ -79,9 +79,8 @@ def _orders(value: Value, dim: int, pick: Pick) -> dict[_Group, list[int]]:
     owners: list[_Group] = [("", -1)] * value.shape[dim]
     for layout in value.layouts:
         if layout.dim == dim:
-            for position, group in enumerate(layout.groups):
-                if group >= 0:
-                    owners[position] = (layout.space, group)
+            for position, group in zip(layout.groups.at.tolist(), layout.groups.held.tolist(), strict=True):
+                owners[position] = (layout.space, group)
     ranks = list[int]()
     seen: dict[_Group, int] = {}
     for owner in owners:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from morphir.analysis.emptied import spared
 from morphir.analysis.picks import picks
 from morphir.analysis.rewritten import rewrite_program
 from morphir.errors import MorphirError
-from morphir.ir.channels import ChannelSpace, Verdict
+from morphir.ir.channels import ChannelSpace, Groups, Verdict
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import Copies, IndexMap
 from morphir.ir.snapshot import restored
@@ -94,9 +96,8 @@ def _doubled(graph: Graph) -> Copies:
     }
 
 
-def _repeats(groups: Sequence[int]) -> bool:
-    held = [group for group in groups if group >= 0]
-    return len(set(held)) < len(held)
+def _repeats(groups: Groups) -> bool:
+    return len(np.unique(groups.held)) < len(groups.held)
 
 
 def _narrowed(graph: Graph, names: Iterable[str]) -> Copies:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from morphir.analysis.axis_map import AxisMap, MismatchError, axis_maps
 from morphir.analysis.literals import rewrite_literals
@@ -17,13 +17,13 @@ from morphir.analysis.module_literals import module_attributes, rewrite_modules
 from morphir.analysis.picks import misplaced, picks
 from morphir.analysis.spaces import analyse
 from morphir.errors import AnalysisError, MorphirError, RewriteError
-from morphir.ir.channels import ChannelLayer, Value, added
+from morphir.ir.channels import ChannelLayer, Value
 from morphir.ir.codes import suggestion_for
 from morphir.ir.garbage import collected_later
 from morphir.ir.graph import Graph
-from morphir.ir.index_map import IndexMap, copies_of
+from morphir.ir.index_map import Copies, IndexMap, copies_of
 from morphir.ir.source import source_of
-from morphir.ir.state import own_state
+from morphir.ir.state import named_state, own_state
 
 DOES_NOT_FOLLOW = "does-not-follow"
 
@@ -109,28 +109,20 @@ def _by_parameter(maps: Iterable[AxisMap]) -> dict[str, list[AxisMap]]:
     }
 
 
-def _new_shapes(
-    graph: Graph, layer: ChannelLayer, copies: Mapping[str, Sequence[int]]
-) -> dict[str, tuple[int, ...]]:
+def _new_shapes(graph: Graph, layer: ChannelLayer, copies: Copies) -> dict[str, tuple[int, ...]]:
+    state = named_state(graph)
     extents: dict[str, list[int]] = {}
-    for space in layer.spaces.values():
-        for binding in space.bindings:
-            if space.name in copies:
-                old = tensor_of(graph, binding.parameter)
-                shape = extents.setdefault(binding.parameter, list(old.shape))
-                shape[binding.axis] += added(binding.groups, copies[space.name])
+    for name, counts in copies.items():
+        for binding in layer.spaces[name].bindings:
+            shape = extents.setdefault(binding.parameter, list(state[binding.parameter].shape))
+            shape[binding.axis] += binding.groups.added(counts)
     return {key: tuple(shape) for key, shape in extents.items()}
-
-
-def tensor_of(graph: Graph, key: str) -> torch.Tensor:
-    """Returns the parameter or buffer of a ``state_dict`` key."""
-    path, _, name = key.rpartition(".")
-    return getattr(graph.get_submodule(path), name)
 
 
 def _set_module_attributes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> None:
     # By identity: a shared parameter shapes every module that holds it, whatever its first name is.
-    shape_of = {id(tensor_of(graph, key)): shape for key, shape in shapes.items()}
+    state = named_state(graph)
+    shape_of = {id(state[key]): shape for key, shape in shapes.items()}
     for module in graph.modules():
         held = own_state(module)
         if any(id(tensor) in shape_of for tensor in held.values()):
@@ -152,9 +144,7 @@ def _check_widths(graph: Graph, before: ChannelLayer, after: ChannelLayer, maps:
         raise _refusal(graph, f"other channels then go together than now ({detail})", node, "regrouped")
 
 
-def _check_values(
-    graph: Graph, before: ChannelLayer, after: ChannelLayer, copies: Mapping[str, Sequence[int]]
-) -> None:
+def _check_values(graph: Graph, before: ChannelLayer, after: ChannelLayer, copies: Copies) -> None:
     for node in graph.graph.nodes:
         if node.op == "get_attr":  # parameters follow their axis maps; an index has an entry for each channel
             continue
@@ -167,13 +157,12 @@ def _check_values(
                 raise _refusal(graph, "channels come to lie along another dimension than before", node.name)
 
 
-def _lies_as_before(old: Value, new: Value, copies: Mapping[str, Sequence[int]]) -> bool:
+def _lies_as_before(old: Value, new: Value, copies: Copies) -> bool:
     """Whether every space's channels lie along the same dimensions, as far as any of them is left."""
     places = {(layout.space, layout.dim) for layout in new.layouts}
     left = {
         (layout.space, layout.dim)
         for layout in old.layouts
-        if layout.space not in copies
-        or any(copies[layout.space][group] for group in set(layout.groups) if group >= 0)
+        if layout.space not in copies or np.any(np.asarray(copies[layout.space])[layout.groups.held])
     }
     return places == left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,11 +95,12 @@ class _Members:
         """Returns, for each space among ``roots``, the group at every position, or -1."""
         # A root of -1 is no label; the last entry that it reads is masked.
         owners = np.where(roots < 0, -1, self.space_of[roots])
-        indices = self.index_of[roots]
+        at = np.argsort(owners, kind="stable")
+        ordered, held = owners[at], self.index_of[roots[at]]
+        bounds = [*np.flatnonzero(ordered != np.append(-1, ordered[:-1])).tolist(), len(roots)]
         return {
-            self.names[owner]: Groups.of(np.where(owners == owner, indices, -1))
-            for owner in np.unique(owners).tolist()
-            if owner >= 0
+            self.names[ordered[start]]: Groups(len(roots), at[start:end], held[start:end])
+            for start, end in pairwise(bounds)
         }
 
 
@@ -115,6 +117,7 @@ class _Builder:
         self.rows_of: dict[str, list[MixingUse]] = {}
         self.roots_of = self._name_spaces()
         self.members = _Members.of(execution.axes.total, self.roots_of)
+        self.groups: dict[bytes, Mapping[str, Groups]] = {}
         self.layouts: dict[tuple[int, bytes], tuple[ValueLayout, ...]] = {}
         self.restricted: dict[int, Verdict] = {}
 
@@ -139,10 +142,17 @@ class _Builder:
         return ChannelLayer(spaces, values, products, several)
 
     def _several(self, node: str, roots: NDArray[np.int64]) -> Several:
-        return Several(node, self.members.groups(roots), int((self.members.space_of[roots] < 0).sum()))
+        return Several(node, self._groups(roots), int((self.members.space_of[roots] < 0).sum()))
 
     def _axis(self, parameter: str, axis: int) -> NDArray[np.int64]:
         return self.coupling.axis(self.execution, parameter, axis)
+
+    def _groups(self, roots: NDArray[np.int64]) -> Mapping[str, Groups]:
+        """Many axes hold the same channels, as all vectors of a batch norm and the columns behind it."""
+        key = roots.tobytes()
+        if key not in self.groups:
+            self.groups[key] = self.members.groups(roots)
+        return self.groups[key]
 
     def _name_spaces(self) -> dict[str, list[int]]:
         """Gathers components by their producers, and names each set after the first of these."""
@@ -182,7 +192,7 @@ class _Builder:
             if is_fixed_key(parameter):
                 continue
             role = roles.get((parameter, axis), "region")
-            for name, groups in self.members.groups(self._axis(parameter, axis)).items():
+            for name, groups in self._groups(self._axis(parameter, axis)).items():
                 bindings[name].append(AxisBinding(parameter, axis, role, groups))
         return bindings
 
@@ -199,7 +209,7 @@ class _Builder:
         key = (dim, roots.tobytes())
         if key not in self.layouts:
             self.layouts[key] = tuple(
-                ValueLayout(name, dim, groups) for name, groups in self.members.groups(roots).items()
+                ValueLayout(name, dim, groups) for name, groups in self._groups(roots).items()
             )
         return self.layouts[key]
 
@@ -210,7 +220,7 @@ class _Builder:
         """Returns every space's edges: a kernel whose columns are its groups, on a tensor that holds them."""
         consumers: dict[str, list[Consumer]] = {name: [] for name in self.roots_of}
         for use in self.uses:
-            read = self.members.groups(self._axis(use.parameter, use.in_axis))
+            read = self._groups(self._axis(use.parameter, use.in_axis))
             for tensor, layout in self._sources(use.node, values):
                 if layout.space in read:
                     consumers[layout.space].append(self._consumer(use, tensor, layout))

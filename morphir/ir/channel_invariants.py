@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from morphir.ir.channels import ChannelSpace, as_array
+from morphir.ir.channels import ChannelSpace, Groups
 from morphir.ir.faults import Check, Fault
 from morphir.ir.graph import Graph
 from morphir.ir.state import named_state
@@ -33,13 +33,8 @@ def _layouts_fit_values(graph: Graph) -> Iterator[Fault]:
                         f"{layout.space} along dimension {layout.dim}",
                         name,
                     )
-                elif not _within(layout.groups, space.width):
+                elif layout.groups.last >= space.width:
                     yield Fault(f"%{name} holds a group that {layout.space} has not", name)
-
-
-def _within(groups: tuple[int, ...], width: int) -> bool:
-    numbers = as_array(groups)
-    return not numbers.size or bool(numbers.min() >= -1 and numbers.max() < width)
 
 
 def _spaces_have_their_names(graph: Graph) -> Iterator[Fault]:
@@ -62,20 +57,19 @@ def _bindings_fit_parameters(graph: Graph) -> Iterator[Fault]:
                     f"{binding.parameter}, whose shape is {tuple(tensor.shape)}",
                     node,
                 )
-            elif not _within(binding.groups, space.width):
+            elif binding.groups.last >= space.width:
                 yield Fault(
                     f"{space.name} has {space.width} groups, but binds {binding.parameter} to another", node
                 )
 
 
 def _axes_belong_to_one_group(graph: Graph) -> Iterator[Fault]:
-    bound: dict[tuple[str, int], list[tuple[ChannelSpace, tuple[int, ...]]]] = {}
+    bound: dict[tuple[str, int], list[tuple[ChannelSpace, Groups]]] = {}
     for space in graph.spaces.values():
         for binding in space.bindings:
             bound.setdefault((binding.parameter, binding.axis), []).append((space, binding.groups))
     for (parameter, axis), bindings in bound.items():
-        claims = np.array([as_array(groups) >= 0 for _, groups in bindings])
-        twice = np.flatnonzero(claims.sum(0) > 1)
+        twice = np.flatnonzero(np.bincount(np.concatenate([groups.at for _, groups in bindings])) > 1)
         if twice.size:
             entry = int(twice[0])
             first, second, *_ = [(space, groups[entry]) for space, groups in bindings if groups[entry] >= 0]
@@ -89,9 +83,9 @@ def _producers_make_every_group(graph: Graph) -> Iterator[Fault]:
     for space in graph.spaces.values():
         for producer in space.producers:
             binding = space.binding(producer.parameter, producer.out_axis)
-            made = set(binding.groups) if binding is not None and binding.role == "producer" else set[int]()
-            missing = sorted(set(range(space.width)) - made)
-            if missing:
+            made = binding.groups.held if binding is not None and binding.role == "producer" else ()
+            missing = np.setdiff1d(np.arange(space.width), made)
+            if missing.size:
                 message = (
                     f"{producer.parameter} is a producer of {space.name}, but makes no group {missing[0]}"
                 )

@@ -8,9 +8,10 @@ file only holds what was found.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from morphir.errors import MorphirError
 from morphir.ir.codes import suggestion_for
+from morphir.ir.index_map import Copies
 from morphir.ir.source import SourceLocation, located
 
 Integers = NDArray[np.int64]
@@ -61,26 +63,83 @@ class Verdict:
         return {**plain, "source": source, "suggestion": self.suggestion}
 
 
-class Groups(tuple[int, ...]):
+class Groups(Sequence[int]):
     """For every position along a dimension, the group's index in a space, or -1.
 
-    Attributes:
-        numbers: The same as an array.
+    Only the positions that hold a group are kept: many spaces share the channels of a concatenation.
+
+    Args:
+        extent: Number of positions.
+        at: The positions that hold a group, in order.
+        held: The group at each of these. Neither array must be written to afterwards.
     """
 
-    numbers: Integers
+    def __init__(self, extent: int, at: Integers, held: Integers) -> None:
+        self.extent, self.at, self.held = extent, at, held
 
     @staticmethod
-    def of(numbers: Integers) -> Groups:
-        """Wraps an array, which must not be written to afterwards."""
-        groups = Groups(numbers.tolist())
-        groups.numbers = numbers
-        return groups
+    def of(groups: Sequence[int]) -> Groups:
+        """Reads a group or -1 for every position."""
+        numbers = np.asarray(groups, np.int64)
+        at = np.flatnonzero(numbers >= 0)
+        return Groups(len(numbers), at, numbers[at])
 
+    def as_array(self) -> Integers:
+        """Returns the group or -1 at every position."""
+        numbers = np.full(self.extent, -1)
+        numbers[self.at] = self.held
+        return numbers
 
-def as_array(groups: Sequence[int]) -> Integers:
-    """Returns groups as an array."""
-    return groups.numbers if isinstance(groups, Groups) else np.asarray(groups, np.int64)
+    @cached_property
+    def last(self) -> int:
+        """The largest group that is held; -1 where none is."""
+        return int(self.held.max(initial=-1))
+
+    def positions(self, group: int) -> Integers:
+        """Returns the positions that hold a group."""
+        return self.at[self.held == group]
+
+    def added(self, copies: Sequence[int] | Integers) -> int:
+        """Returns how many positions a rewrite adds; fewer than 0 where it removes some.
+
+        Args:
+            copies: How many copies of each group the rewrite makes.
+        """
+        return int(np.asarray(copies, np.int64)[self.held].sum()) - len(self.held)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Groups: ...
+    def __getitem__(self, index: int | slice) -> int | Groups:
+        if isinstance(index, slice):
+            return Groups.of(tuple(self)[index])
+        return int(self.as_array()[index])
+
+    def __len__(self) -> int:
+        return self.extent
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(cast("list[int]", self.as_array().tolist()))
+
+    def __contains__(self, group: object) -> bool:
+        return group in self.held or (group == -1 and len(self.held) < self.extent)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Groups):
+            return isinstance(other, tuple) and tuple(self) == other
+        same = self.extent == other.extent and np.array_equal(self.at, other.at)
+        return self is other or (same and np.array_equal(self.held, other.held))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(self))  # as that of an equal tuple
+
+    def __repr__(self) -> str:
+        return f"Groups.of({tuple(self)})"
 
 
 @dataclass(frozen=True)
@@ -121,7 +180,7 @@ class Consumer:
     in_axis: int
     out_axis: int
     dim: int
-    groups: tuple[int, ...]
+    groups: Groups
     source: SourceLocation | None = None
 
 
@@ -140,7 +199,7 @@ class AxisBinding:
     parameter: str
     axis: int
     role: Role
-    groups: tuple[int, ...]
+    groups: Groups
 
     def multiplicity(self, group: int) -> int:
         """Returns how many entries of the axis belong to ``group``."""
@@ -209,7 +268,7 @@ class ValueLayout:
 
     space: str
     dim: int
-    groups: tuple[int, ...]
+    groups: Groups
 
 
 @dataclass(frozen=True)
@@ -220,7 +279,7 @@ class Value:
     dtype: torch.dtype
     layouts: tuple[ValueLayout, ...] = ()
 
-    def extents(self, copies: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+    def extents(self, copies: Copies) -> tuple[int, ...]:
         """Returns the shape after a rewrite.
 
         Args:
@@ -230,29 +289,16 @@ class Value:
         extents = list(self.shape)
         for layout in self.layouts:
             if layout.space in copies:
-                extents[layout.dim] += added(layout.groups, copies[layout.space])
+                extents[layout.dim] += layout.groups.added(copies[layout.space])
         return tuple(extents)
 
-    def copies_along(self, dim: int, copies: Mapping[str, Sequence[int]]) -> list[int]:
+    def copies_along(self, dim: int, copies: Copies) -> list[int]:
         """Returns, for every position along ``dim``, how many positions a rewrite makes of it."""
         counts = np.ones(self.shape[dim], np.int64)
         for layout in self.layouts:
             if layout.dim == dim and layout.space in copies:
-                groups = as_array(layout.groups)
-                held = groups >= 0
-                counts[held] = np.asarray(copies[layout.space], np.int64)[groups[held]]
+                counts[layout.groups.at] = np.asarray(copies[layout.space], np.int64)[layout.groups.held]
         return counts.tolist()
-
-
-def added(groups: Sequence[int], copies: Sequence[int]) -> int:
-    """Returns how many positions a rewrite adds along a dimension; fewer than 0 where it removes some.
-
-    Args:
-        groups: For every position, the group or -1.
-        copies: How many copies of each group the rewrite makes.
-    """
-    positions = as_array(groups)
-    return int((np.asarray(copies, np.int64)[positions[positions >= 0]] - 1).sum())
 
 
 @dataclass(frozen=True)
@@ -284,10 +330,10 @@ class Several:
     groups: Mapping[str, Groups]
     others: int = 0
 
-    def left(self, copies: Mapping[str, Sequence[int]]) -> int:
+    def left(self, copies: Copies) -> int:
         """Returns how many channels a rewrite leaves, a group counted once for each of its copies."""
-        held = sum(int((as_array(groups) >= 0).sum()) for groups in self.groups.values())
-        more = sum(added(groups, copies[name]) for name, groups in self.groups.items() if name in copies)
+        held = sum(len(groups.held) for groups in self.groups.values())
+        more = sum(groups.added(copies[name]) for name, groups in self.groups.items() if name in copies)
         return self.others + held + more
 
 
@@ -320,7 +366,7 @@ class ChannelLayer:
     products: tuple[Product, ...] = ()
     several: tuple[Several, ...] = ()
 
-    def extents(self, node: str, copies: Mapping[str, Sequence[int]]) -> tuple[int, ...] | None:
+    def extents(self, node: str, copies: Copies) -> tuple[int, ...] | None:
         """Returns the shape after a rewrite of the one tensor that a node yields; None for other nodes."""
         values = self.values.get(node, ())
         return values[0].extents(copies) if len(values) == 1 else None

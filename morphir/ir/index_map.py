@@ -17,10 +17,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 Theta = Mapping[str, torch.Tensor]
-Copies = Mapping[str, Sequence[int]]
+Copies = Mapping[str, "Sequence[int] | NDArray[np.int64]"]
 """Space name to how many copies a rewrite makes of each of its groups."""
 
 
@@ -194,6 +196,9 @@ def composed(maps: Iterable[IndexMap]) -> tuple[IndexMap, ...]:
     return tuple(found.values())
 
 
-def copies_of(maps: Iterable[IndexMap]) -> dict[str, tuple[int, ...]]:
+def copies_of(maps: Sequence[IndexMap]) -> dict[str, NDArray[np.int64]]:
     """Returns, for each mapped space, how many new groups come from each old one."""
-    return {m.space: tuple(map(len, m.copies())) for m in maps}
+    counts = {m.space: np.zeros(m.old_width, np.int64) for m in maps}
+    for m in maps:
+        np.add.at(counts[m.space], np.asarray(m.sources, np.int64), 1)
+    return counts

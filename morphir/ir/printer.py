@@ -145,15 +145,15 @@ def _dim(value: Value, dim: int, batch: int | None) -> str:
     layouts = [layout for layout in value.layouts if layout.dim == dim]
     if not layouts:
         return "N" if dim == 0 and extent == batch else str(extent)
-    layouts.sort(key=lambda layout: next(i for i, group in enumerate(layout.groups) if group >= 0))
+    layouts.sort(key=lambda layout: int(layout.groups.at[0]))
     parts = [f"{layout.space}:{_extent(layout)}" for layout in layouts]
-    rest = extent - sum(group >= 0 for layout in layouts for group in layout.groups)
+    rest = extent - sum(len(layout.groups.at) for layout in layouts)
     return f"{{{'+'.join([*parts, *([str(rest)] if rest else [])])}}}"
 
 
 def _extent(layout: ValueLayout) -> str:
     """Number of groups, times their positions where each has several; or the number of positions."""
-    counts = Counter(group for group in layout.groups if group >= 0)
+    counts = Counter[int](layout.groups.held.tolist())
     each = set(counts.values())
     if len(each) > 1:
         return str(counts.total())

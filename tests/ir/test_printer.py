@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphir.analysis.tracing import trace
-from morphir.ir.channels import Value, ValueLayout
+from morphir.ir.channels import Groups, Value, ValueLayout
 from morphir.ir.printer import print_graph, print_node, print_value
 
 
@@ -53,13 +53,13 @@ def test_a_node_prints_as_its_line_of_the_graph() -> None:
     [
         ((2, 3, 8), (), "f32[N,3,8]"),
         ((3, 3, 8), (), "f32[3,3,8]"),
-        ((2, 2), (ValueLayout("a", 1, (0, 1)),), "f32[N,{a:2}]"),
-        ((2, 6), (ValueLayout("a", 1, (0, 0, 0, 1, 1, 1)),), "f32[N,{a:2*3}]"),
-        ((2, 3), (ValueLayout("a", 1, (0, 0, 1)),), "f32[N,{a:3}]"),
-        ((2, 4), (ValueLayout("a", 1, (-1, 0, 1, -1)),), "f32[N,{a:2+2}]"),
+        ((2, 2), (ValueLayout("a", 1, Groups.of((0, 1))),), "f32[N,{a:2}]"),
+        ((2, 6), (ValueLayout("a", 1, Groups.of((0, 0, 0, 1, 1, 1))),), "f32[N,{a:2*3}]"),
+        ((2, 3), (ValueLayout("a", 1, Groups.of((0, 0, 1))),), "f32[N,{a:3}]"),
+        ((2, 4), (ValueLayout("a", 1, Groups.of((-1, 0, 1, -1))),), "f32[N,{a:2+2}]"),
         (
             (2, 3),
-            (ValueLayout("b", 1, (-1, -1, 0)), ValueLayout("a", 1, (0, 1, -1))),
+            (ValueLayout("b", 1, Groups.of((-1, -1, 0))), ValueLayout("a", 1, Groups.of((0, 1, -1)))),
             "f32[N,{a:2+b:1}]",
         ),
         ((), (), "f32[]"),

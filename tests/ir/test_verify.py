@@ -15,7 +15,7 @@ from morphir.analysis.tracing import trace
 from morphir.analysis.verify import differences, verify_channels
 from morphir.errors import VerificationError
 from morphir.ir.channel_invariants import CHANNEL_INVARIANTS
-from morphir.ir.channels import AxisBinding, ChannelSpace, Value, ValueLayout
+from morphir.ir.channels import AxisBinding, ChannelSpace, Groups, Value, ValueLayout
 from morphir.ir.graph import Graph
 from morphir.ir.program_invariants import PROGRAM_INVARIANTS
 from morphir.ir.verify import verify
@@ -55,6 +55,11 @@ def with_binding(graph: Graph, name: str, change: Callable[[AxisBinding], AxisBi
 
 def with_value(graph: Graph, node: str, *values: Value) -> None:
     graph.attach(dataclasses.replace(graph.channels, values={**graph.channels.values, node: values}))
+
+
+def with_layout(graph: Graph, space: str, groups: tuple[int, ...]) -> None:
+    layout = ValueLayout(space, 1, Groups.of(groups))
+    with_value(graph, "bn", Value((2, 4, 4, 4), torch.float32, (layout,)))
 
 
 def use_before_definition(graph: Graph) -> None:
@@ -120,15 +125,15 @@ def forgotten_node(graph: Graph) -> None:
 
 
 def unknown_space(graph: Graph) -> None:
-    with_value(graph, "bn", Value((2, 4, 4, 4), torch.float32, (ValueLayout("ghost", 1, (0, 1, 2, 3)),)))
+    with_layout(graph, "ghost", (0, 1, 2, 3))
 
 
 def short_layout(graph: Graph) -> None:
-    with_value(graph, "bn", Value((2, 4, 4, 4), torch.float32, (ValueLayout("conv", 1, (0, 1, 2)),)))
+    with_layout(graph, "conv", (0, 1, 2))
 
 
 def layout_of_no_group(graph: Graph) -> None:
-    with_value(graph, "bn", Value((2, 4, 4, 4), torch.float32, (ValueLayout("conv", 1, (0, 1, 2, 4)),)))
+    with_layout(graph, "conv", (0, 1, 2, 4))
 
 
 def misnamed_space(graph: Graph) -> None:
@@ -140,11 +145,11 @@ def binding_of_nothing(graph: Graph) -> None:
 
 
 def short_binding(graph: Graph) -> None:
-    with_binding(graph, "conv", lambda binding: dataclasses.replace(binding, groups=(0, 1, 0)))
+    with_binding(graph, "conv", lambda binding: dataclasses.replace(binding, groups=Groups.of((0, 1, 0))))
 
 
 def binding_to_no_group(graph: Graph) -> None:
-    with_binding(graph, "conv", lambda binding: dataclasses.replace(binding, groups=(0, 1, 0, 9)))
+    with_binding(graph, "conv", lambda binding: dataclasses.replace(binding, groups=Groups.of((0, 1, 0, 9))))
 
 
 def double_binding(graph: Graph) -> None:
@@ -152,7 +157,7 @@ def double_binding(graph: Graph) -> None:
 
 
 def group_without_rows(graph: Graph) -> None:
-    with_binding(graph, "conv", lambda binding: dataclasses.replace(binding, groups=(0, 0, 0, 0)))
+    with_binding(graph, "conv", lambda binding: dataclasses.replace(binding, groups=Groups.of((0, 0, 0, 0))))
 
 
 def missing_producer(graph: Graph) -> None:
@@ -167,7 +172,7 @@ def missing_edge(graph: Graph) -> None:
 
 def long_edge(graph: Graph) -> None:
     (consumer,) = graph.spaces["conv"].consumers
-    with_space(graph, "conv", consumers=(dataclasses.replace(consumer, groups=(0, 1)),))
+    with_space(graph, "conv", consumers=(dataclasses.replace(consumer, groups=Groups.of((0, 1))),))
 
 
 CORRUPTIONS = [
@@ -244,7 +249,7 @@ def test_the_message_shows_the_node_its_neighbours_and_the_users_line() -> None:
 
 
 def swapped_groups(graph: Graph) -> None:
-    with_binding(graph, "conv", lambda binding: dataclasses.replace(binding, groups=(0, 1, 1, 0)))
+    with_binding(graph, "conv", lambda binding: dataclasses.replace(binding, groups=Groups.of((0, 1, 1, 0))))
 
 
 def stale_shape(graph: Graph) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
 from torch.utils import _pytree as pytree
 
-from morphir.analysis.labels import AxisLabels, Facts, Layer, Layers, label_dims, spread
+from morphir.analysis.labels import AxisLabels, Facts, Layer, Layers, label_dims, spread, vector_along
 
 Origin = Literal["parameter", "computed", "activation"]
 
@@ -57,18 +58,18 @@ class Operation:
     literal_of: Callable[[torch.Tensor], torch.Tensor | None]
     axes: AxisLabels
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The operator's name without its overload, as ``convolution``."""
         return cast(str, self.func._schema.name).split("::")[1]
 
-    @property
+    @cached_property
     def tensor_inputs(self) -> list[torch.Tensor]:
         """Every tensor among the arguments, lists included."""
         leaves = pytree.tree_leaves((self.args, self.kwargs))
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
-    @property
+    @cached_property
     def tensor_outputs(self) -> list[torch.Tensor]:
         """Every tensor in the result."""
         return [leaf for leaf in pytree.tree_leaves(self.result) if isinstance(leaf, torch.Tensor)]
@@ -117,6 +118,9 @@ def channel_vector(
     for layer in layers:
         dims = label_dims(layer)
         if dim not in dims:
+            continue
+        if len(dims) == 1:
+            vectors.append(vector_along(layer, dim))
             continue
         others = tuple(d for d in dims if d != dim)
         moved = layer.permute(dim, *others, *(d for d in range(layer.dim()) if d not in dims))

@@ -82,7 +82,7 @@ def restride(op: Operation, facts: Facts) -> Outcome:
 @rule(
     "rand_like", "randn_like", "randint_like", "new_empty", "new_zeros", "new_ones", "new_full", "bernoulli"
 )
-@rule("device", "sym_size", "sym_stride", "sym_numel")
+@rule("sym_size", "sym_stride", "sym_numel")
 def shape_only(op: Operation, facts: Facts) -> Outcome:
     """Reads a shape and no value: the result has no channels."""
     return Outcome([(out, ()) for out in op.tensor_outputs])

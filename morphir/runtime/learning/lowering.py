@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import fx
 
-from morphir.ir.channels import ChannelSpace, Producer
+from morphir.ir.channels import ChannelSpace, Groups, Producer
 from morphir.ir.codes import CODES
 from morphir.ir.graph import Graph
 from morphir.ir.remarks import Remark
@@ -175,7 +175,7 @@ def _refused(space: ChannelSpace, producer: Producer, code: str) -> Remark:
     )
 
 
-EdgeKey = tuple[fx.Node, int, tuple[int, ...]]
+EdgeKey = tuple[fx.Node, int, Groups]
 Reading = tuple[fx.Node, fx.Node]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from morphir.ir.channels import ChannelSpace, Value, ValueLayout, as_array
+from morphir.ir.channels import ChannelSpace, Value, ValueLayout
 from morphir.runtime.learning.selection import Selection
 
 
@@ -43,8 +43,7 @@ class ChannelMap:
             found = np.full(value.shape[dim], self.total)
             for layout in value.layouts:
                 if layout.dim == dim:
-                    groups = as_array(layout.groups)
-                    found[groups >= 0] = groups[groups >= 0] + self.first[layout.space]
+                    found[layout.groups.at] = layout.groups.held + self.first[layout.space]
             self._numbers[key] = (value, found)
         return self._numbers[key][1]
 

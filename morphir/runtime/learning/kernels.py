@@ -119,8 +119,8 @@ def _assumptions(traced: fx.GraphModule) -> Callable[[Sequence[torch.Tensor]], b
     names = [LocalSource(f"t{number}") for number in range(len(placeholders))]
     guards = shapes.produce_guards(placeholders, names, ignore_static=False)
     # In brackets: some are alternatives.
-    code = " and ".join(f"({guard})" for guard in guards)
-    return lambda tensors: shapes.evaluate_guards_expression(code, tensors)
+    condition = " and ".join(f"({guard})" for guard in guards)
+    return lambda tensors: shapes.evaluate_guards_expression(condition, tensors)
 
 
 def _tensors(values: Sequence[Any]) -> list[torch.Tensor]:

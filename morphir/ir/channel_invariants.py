@@ -33,7 +33,7 @@ def _layouts_fit_values(graph: Graph) -> Iterator[Fault]:
                         f"{layout.space} along dimension {layout.dim}",
                         name,
                     )
-                elif layout.groups.last >= space.width:
+                elif not layout.groups.fit(space.width):
                     yield Fault(f"%{name} holds a group that {layout.space} has not", name)
 
 
@@ -57,7 +57,7 @@ def _bindings_fit_parameters(graph: Graph) -> Iterator[Fault]:
                     f"{binding.parameter}, whose shape is {tuple(tensor.shape)}",
                     node,
                 )
-            elif binding.groups.last >= space.width:
+            elif not binding.groups.fit(space.width):
                 yield Fault(
                     f"{space.name} has {space.width} groups, but binds {binding.parameter} to another", node
                 )

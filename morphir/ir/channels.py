@@ -90,10 +90,11 @@ class Groups(Sequence[int]):
         numbers[self.at] = self.held
         return numbers
 
-    @cached_property
-    def last(self) -> int:
-        """The largest group that is held; -1 where none is."""
-        return int(self.held.max(initial=-1))
+    def fit(self, width: int) -> bool:
+        """Whether these are groups of a space of this width, each position named once and in order."""
+        inside = self.at.size == 0 or (self.at[0] >= 0 and self.at[-1] < self.extent)
+        ordered = bool((self.at[1:] > self.at[:-1]).all())
+        return bool(inside and ordered and ((self.held >= 0) & (self.held < width)).all())
 
     def positions(self, group: int) -> Integers:
         """Returns the positions that hold a group."""

@@ -198,7 +198,4 @@ def composed(maps: Iterable[IndexMap]) -> tuple[IndexMap, ...]:
 
 def copies_of(maps: Sequence[IndexMap]) -> dict[str, NDArray[np.int64]]:
     """Returns, for each mapped space, how many new groups come from each old one."""
-    counts = {m.space: np.zeros(m.old_width, np.int64) for m in maps}
-    for m in maps:
-        np.add.at(counts[m.space], np.asarray(m.sources, np.int64), 1)
-    return counts
+    return {m.space: np.bincount(np.asarray(m.sources, np.int64), minlength=m.old_width) for m in maps}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +27,8 @@ def test_each_group_lies_where_it_is_written(written: tuple[int, ...]) -> None:
     groups = Groups.of(written)
     for group in range(5):
         assert groups.positions(group).tolist() == [at for at, owner in enumerate(written) if owner == group]
-    assert groups.last == max(written, default=-1)
+    largest = max(written, default=-1)
+    assert groups.fit(largest + 1) and (largest < 0 or not groups.fit(largest))
 
 
 @given(WRITTEN, WRITTEN)
@@ -46,3 +48,8 @@ def test_groups_print_as_they_are_made() -> None:
     assert repr(groups) == "Groups.of((0, -1, 1))"
     with pytest.raises(IndexError):
         groups[3]
+
+
+@pytest.mark.parametrize(("at", "held"), [([3, 0], [1, 1]), ([0, 0], [0, 1]), ([0, 4], [0, 1]), ([0], [-1])])
+def test_positions_out_of_order_or_range_do_not_fit(at: list[int], held: list[int]) -> None:
+    assert not Groups(4, np.array(at), np.array(held)).fit(2)

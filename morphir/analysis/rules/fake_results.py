@@ -135,16 +135,13 @@ def _concatenation(tensors: Sequence[Any], dim: int = 0) -> torch.Tensor | None:
     if not tensors or not _are_plain(*tensors):
         return None
     shape = list(tensors[0].shape)
-    if not -len(shape) <= dim < len(shape):
+    if not -len(shape) <= dim < len(shape) or any(tensor.dim() != len(shape) for tensor in tensors):
         return None
     dim %= len(shape)
-    shape[dim] = 0
-    for tensor in tensors:
-        others = list(tensor.shape)
-        extent, others[dim] = others[dim], 0
-        if others[:dim] + others[dim:] != [*shape[:dim], 0, *shape[dim + 1 :]]:
-            return None
-        shape[dim] += extent
+    others = (*shape[:dim], *shape[dim + 1 :])
+    if any((*tensor.shape[:dim], *tensor.shape[dim + 1 :]) != others for tensor in tensors):
+        return None
+    shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
     return _of_shape(shape, tensors[0])
 
 

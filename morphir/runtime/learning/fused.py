@@ -7,7 +7,7 @@ operator, such as a depthwise convolution, runs between kernels (:mod:`morphir.r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, cast
 
 import torch
@@ -23,8 +23,9 @@ from morphir.runtime.learning.estimate import (
     plain_projection,
 )
 from morphir.runtime.learning.group_index import GroupIndex, sum_dtype
+from morphir.runtime.learning.kernels import autocast_state
 from morphir.runtime.learning.region import Region
-from morphir.runtime.learning.segments import Evaluation, Segmented
+from morphir.runtime.learning.segments import Evaluation, NotSegmentedError, Segmented
 
 
 class FusedProjection:
@@ -37,7 +38,7 @@ class FusedProjection:
     def __init__(self, region: Region) -> None:
         self.region = region
         self._plain = plain_projection(region)
-        self._programs: dict[bool, Segmented] = {}
+        self._programs: dict[Hashable, Segmented | None] = {}
 
     def __call__(self, values: RegionValues) -> Projected:
         """Returns the projections, and the way back."""
@@ -45,6 +46,8 @@ class FusedProjection:
         if len(edges) < len(values.edges):
             return self._plain(values)
         evaluation = self._run(values, edges)
+        if evaluation is None:
+            return self._plain(values)
         indices, sums = [edge.groups for edge in edges], evaluation.outputs
         split_q, prune_q, *sampled = (
             _gathered(indices, sums[at : at + len(edges)], values.samples)
@@ -62,7 +65,7 @@ class FusedProjection:
 
         return Projected(Projection(prune_q, prune_sampled), Projection(split_q, split_sampled), pull)
 
-    def _run(self, values: RegionValues, edges: Sequence[EdgeValue]) -> Evaluation:
+    def _run(self, values: RegionValues, edges: Sequence[EdgeValue]) -> Evaluation | None:
         module = self.region.module
         given = [
             *values.ys,
@@ -74,11 +77,16 @@ class FusedProjection:
         ]
         if values.sampled:
             given += [torch.zeros_like(edge.g) if edge.sampled is None else edge.sampled for edge in edges]
-        if values.sampled not in self._programs:
+        kinds = tuple((edge.a.dtype, edge.a.dim(), edge.g.dtype) for edge in edges)
+        key = (values.sampled, kinds, autocast_state(given))
+        if key not in self._programs:
             building = _Building(self.region, len(values.ys), sampled=values.sampled)
-            program = building.run(edges)
-            self._programs[values.sampled] = Segmented(program, module, building.deltas, given)
-        return self._programs[values.sampled](*given)
+            try:
+                self._programs[key] = Segmented(building.run(edges), module, building.deltas, given)
+            except NotSegmentedError:
+                self._programs[key] = None
+        program = self._programs[key]
+        return None if program is None else program(*given)
 
 
 def _laid_out(slope: torch.Tensor | float, index: GroupIndex, like: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,8 @@ are in memory anyway.
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,62 +18,88 @@ from torch import fx, nn
 from torch._dynamo.source import LocalSource
 from torch._guards import detect_fake_mode
 from torch._inductor import standalone_compile
-from torch._inductor.exc import InductorError, InvalidCxxCompiler
 from torch.func import vjp
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
 from morphir.errors import MorphirError
-from morphir.ir.state import named_state, submodules
+from morphir.ir.state import submodules
 
 Call = Callable[..., Sequence[Any]]
-_TOLERANCE = 1000
-"""The largest relative error of a kernel's result, by norm, in units of its dtype's rounding."""
+_ALIGNED = 64
+"""Entries: tensors that start at a multiple of it are aligned for every dtype."""
+_OFF, _ROUNDINGS = 64, 1000
+"""A trial's first input is off by so many times its dtype's rounding, the second by twice as many; and so
+many is the largest relative error of a result, by norm, apart from what those inputs change."""
+_OFF_OF_HALF, _ROUNDINGS_OF_HALF = 1, 16
+"""The same for half precision, whose rounding is large."""
+_COMPILING = threading.RLock()
+"""PyTorch's compiler keeps state of its own, and cannot be at work in two threads."""
 
 
 class Kernel:
     """A program of elementwise operators, compiled for all extents as far as it reads the same for them.
 
     Args:
-        program: ``program(*inputs)`` returns a tuple of tensors; inputs are tensors and integers.
+        program: ``program(*inputs)`` returns a tuple of tensors; inputs are tensors and numbers.
     """
 
     def __init__(self, program: Call) -> None:
         self.program = program
         self._variants: list[_Variant] = []
 
-    def serving(self, values: Sequence[Any]) -> Call:
+    def serving(self, values: Sequence[Any], reference: Call | None = None) -> Call:
         """Returns the compiled program for all inputs of these types, extents and strides; compiles at need.
 
         It is tried on the inputs first, against the program as it is.
 
+        Args:
+            values: The inputs.
+            reference: The program that it stands for; the kernel's own where None.
+
         Raises:
-            MorphirError: if there is no compiler, or if what it makes computes something else.
+            MorphirError: if it cannot be compiled, or if what comes out computes something else.
         """
-        variant = next((variant for variant in self._variants if variant.fits(values)), None)
-        if variant is None:
-            variant = _Variant.of(self.program, values)
-            self._variants.append(variant)
-        self._try(variant.call, values)
+        with _COMPILING:
+            variant = next((variant for variant in self._variants if variant.fits(values)), None)
+            if variant is None:
+                variant = _Variant.of(self.program, values)
+                self._variants.append(variant)
+        _try(variant.call, reference or self.program, values)
         return variant.call
 
-    def _try(self, call: Call, values: Sequence[Any]) -> None:
-        """Rounding may change a result as much as inputs do that are a little off: sums of u g cancel."""
-        off = [_a_little_off(value, number) for number, value in enumerate(values, 1)]
-        results = zip(call(*values), self.program(*values), self.program(*off), strict=True)
-        for found, expected, nearby in results:
-            most = (nearby - expected).norm() + _TOLERANCE * torch.finfo(expected.dtype).eps * expected.norm()
-            if found.shape != expected.shape or (found - expected).norm() > most:
-                raise MorphirError(
-                    "a kernel of the learner computes something else compiled than uncompiled",
-                    hint="leave compile off; PyTorch's compiler made a mistake that is worth reporting",
-                )
+
+def _try(call: Call, reference: Call, values: Sequence[Any]) -> None:
+    """Rounding may change a result as much as inputs do that are a little off: sums of u g cancel."""
+    off = [_a_little_off(value, number) for number, value in enumerate(values, 1)]
+    results = zip(call(*values), reference(*values), reference(*off), strict=True)
+    if not all(_agree(*result) for result in results):
+        raise MorphirError(
+            "a kernel of the learner computes something else compiled than uncompiled",
+            hint="leave compile off; PyTorch's compiler made a mistake that is worth reporting",
+        )
+
+
+def _agree(found: torch.Tensor, expected: torch.Tensor, nearby: torch.Tensor) -> bool:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    if not expected.is_floating_point():
+        return torch.equal(found, expected)
+    finite, half = expected.isfinite(), expected.dtype in _HALF
+    if not torch.equal(found.isfinite(), finite):
+        return False
+    most = (_ROUNDINGS_OF_HALF if half else _ROUNDINGS) * torch.finfo(expected.dtype).eps
+    found, expected, nearby = (torch.where(finite, x, 0).double() for x in (found, expected, nearby))
+    changed = (nearby - expected).nan_to_num(0, 0, 0).square().sum().sqrt()
+    error = (found - expected).square().sum().sqrt()
+    return bool(error <= changed + most * expected.square().sum().sqrt())
 
 
 def _a_little_off(value: Any, number: int) -> Any:
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return value
-    return value * (1 + 64 * number * torch.finfo(value.dtype).eps)
+    off = _OFF_OF_HALF if value.dtype in _HALF else _OFF
+    return value * (1 + number * off * torch.finfo(value.dtype).eps)
 
 
 @dataclass(frozen=True)
@@ -88,25 +116,25 @@ class _Variant:
 
     @staticmethod
     def of(program: Call, values: Sequence[Any]) -> _Variant:
-        kept = list(map(_fixed, values))
+        kept = _fixed(values)
 
         def on_tensors(*tensors: torch.Tensor) -> Sequence[Any]:
             given = iter(tensors)
             return program(*(next(given) if isinstance(v, torch.Tensor) else v for v in values))
 
-        traced = make_fx(on_tensors, tracing_mode="symbolic")(*_tensors(values))
         try:
+            traced = make_fx(on_tensors, tracing_mode="symbolic")(*_tensors(values))
             compiled = standalone_compile(traced, [*_tensors(values)], dynamic_shapes="from_graph")
-        except (InductorError, InvalidCxxCompiler) as error:
+        except Exception as error:  # no compiler, or whatever it cannot do
             raise MorphirError(
-                f"the learner's kernels cannot be compiled: {error}",
+                f"the learner's kernels cannot be compiled: {type(error).__name__}: {error}",
                 hint="torch.compile needs a C++ compiler, on CUDA Triton; install one, or leave compile off",
             ) from error
         holds = _assumptions(traced)
         plain = len(_tensors(values)) == len(values)
         return _Variant(
             compiled if plain else lambda *given: compiled(*_tensors(given)),
-            lambda others: list(map(_fixed, others)) == kept and holds(_tensors(others)),
+            lambda others: _fixed(others) == kept and holds(_tensors(others)),
         )
 
 
@@ -127,17 +155,36 @@ def _tensors(values: Sequence[Any]) -> list[torch.Tensor]:
     return [value for value in values if isinstance(value, torch.Tensor)]
 
 
-def _fixed(value: Any) -> Hashable:
-    """What a compiled form holds for: numbers as they are, tensors of one type and any extents."""
-    return (value.dtype, value.device, value.dim()) if isinstance(value, torch.Tensor) else value
+def _fixed(values: Sequence[Any]) -> Hashable:
+    """What a compiled form holds for: numbers as they are, tensors of one type and any extents; autocast."""
+    kinds = tuple(
+        (value.dtype, value.device, value.dim())
+        if isinstance(value, torch.Tensor)
+        else (type(value).__name__, value)
+        for value in values
+    )
+    return kinds, autocast_state(values)
+
+
+def autocast_state(values: Sequence[Any]) -> Hashable:
+    """Returns what autocast does on the device of some tensors; None where it is off."""
+    kind = next((value.device.type for value in values if isinstance(value, torch.Tensor)), "cpu")
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
 
 
 def signature(values: Sequence[Any]) -> Hashable:
-    """Returns all that decides which kernels serve a program's inputs."""
+    """Returns the types, extents and strides of a program's inputs, and the values of its numbers.
+
+    Where a tensor starts in its storage does not matter to a kernel, but for whether it is aligned.
+    """
     return tuple(
-        (value.shape, value.stride(), value.storage_offset(), value.dtype, value.device)
-        if isinstance(value, torch.Tensor)
-        else value
+        (
+            (value.shape, value.stride(), value.dtype, value.device, value.storage_offset() % _ALIGNED == 0)
+            if isinstance(value, torch.Tensor)
+            else (type(value).__name__, value)
+        )
         for value in values
     )
 
@@ -149,31 +196,58 @@ class Kernels:
     Attributes:
         forward: ``forward(*inputs)`` returns the outputs.
         vjp: ``vjp(*inputs, *gradients of the moving outputs)`` returns those of the active inputs.
+        own: The two as they are uncompiled, of the program's own modules.
     """
 
     forward: Kernel
     vjp: Kernel
 
+    own: tuple[Call, Call]
+
     @staticmethod
     def of(program: fx.GraphModule, active: Sequence[int], moving: Sequence[int]) -> Kernels:
-        """Returns a program's kernels; programs that read the same, and hold no tensors, share them.
+        """Returns a program's kernels; it shares them with programs that compute the same.
 
         Args:
-            program: ``program(*inputs)`` returns a tuple of tensors.
+            program: ``program(*inputs)`` returns a tuple of tensors; its modules hold no tensors.
             active: Positions of the inputs to differentiate by.
             moving: Positions of the outputs that depend on them.
         """
-        modules = [module for name, module in submodules(program) if name]
-        if named_state(program) or not all(type(m).__module__.startswith("torch.nn.") for m in modules):
-            return Kernels(Kernel(program), Kernel(_product(program, active, moving)))
+        own = program, _product(program, active, moving)
+        modules = [_described(module) for name, module in submodules(program) if name]
+        if None in modules:
+            return Kernels(Kernel(own[0]), Kernel(own[1]), own)
         targets = tuple(node.target for node in program.graph.nodes if node.op == "call_function")
-        key = (program.code, targets, tuple(map(repr, modules)), tuple(active), tuple(moving))
-        if key not in _SHARED:
-            _SHARED[key] = Kernels(Kernel(program), Kernel(_product(program, active, moving)))
-        return _SHARED[key]
+        key = (program.code, targets, tuple(modules), tuple(active), tuple(moving))
+        with _COMPILING:
+            if key not in _SHARED:
+                # A copy: what its graph does with its modules later is not the others' business.
+                kept = copy.deepcopy(program).eval()
+                _SHARED[key] = Kernel(kept), Kernel(_product(kept, active, moving))
+            return Kernels(*_SHARED[key], own)
+
+    def serving_forward(self, values: Sequence[Any]) -> Call:
+        """Returns the program compiled for such inputs."""
+        return self.forward.serving(values, self.own[0])
+
+    def serving_vjp(self, values: Sequence[Any]) -> Call:
+        """Returns the vector-Jacobian product compiled for such inputs."""
+        return self.vjp.serving(values, self.own[1])
 
 
-_SHARED: dict[Hashable, Kernels] = {}
+_SHARED: dict[Hashable, tuple[Kernel, Kernel]] = {}
+
+
+def _described(module: nn.Module) -> Hashable | None:
+    """Returns all that decides what a module computes; None where that cannot be told."""
+    attributes = vars(module)
+    options = {name: value for name, value in attributes.items() if not name.startswith("_")}
+    hooked = any(value for name, value in attributes.items() if name.endswith("_hooks"))
+    plain = all(isinstance(value, bool | int | float | str | None) for value in options.values())
+    if hooked or not plain or not type(module).__module__.startswith("torch.nn."):
+        return None
+    options.pop("training", None)
+    return type(module), tuple(sorted((name, type(value).__name__, value) for name, value in options.items()))
 
 
 def renamed(
@@ -217,3 +291,6 @@ def _product(program: fx.GraphModule, active: Sequence[int], moving: Sequence[in
         return pull(gradients)
 
     return product
+
+
+_HALF = frozenset({torch.bfloat16, torch.float16})

@@ -6,7 +6,6 @@ inputs alone, what is between them has autograd's.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,6 +16,7 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from morphir.ir.state import named_state
 from morphir.runtime.learning.kernels import Call, Kernels, renamed, signature
 
 _ALSO_FUSED = frozenset(
@@ -30,6 +30,10 @@ _ALSO_FUSED = frozenset(
     }
 )
 """No elementwise operators, but a compiler reads through them."""
+
+
+class NotSegmentedError(Exception):
+    """Several tensors at once would have to go from one segment to another."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,9 @@ class Segmented:
         root: Where its modules are found.
         active: The placeholders to differentiate by.
         example: Values of the placeholders; on these the program is run once, to see what its nodes do.
+
+    Raises:
+        NotSegmentedError: if the program cannot be cut.
     """
 
     def __init__(
@@ -117,7 +124,8 @@ class Segmented:
 class _Served:
     """The kernels that serve a segment on inputs of one signature, as soon as they are known.
 
-    The program's inputs decide the types, extents and strides of everything in between.
+    These decide the types, extents and strides of everything in between; so does autocast, which is on or
+    off for all runs of one program.
     """
 
     forward: Call | None = None
@@ -136,7 +144,7 @@ class _Run:
     @staticmethod
     def of(segment: Segment, served: _Served, inputs: list[Any]) -> _Run:
         if segment.kernels is not None:
-            served.forward = served.forward or segment.kernels.forward.serving(inputs)
+            served.forward = served.forward or segment.kernels.serving_forward(inputs)
             return _Run(segment, served, inputs, served.forward(*inputs))
         with torch.enable_grad():
             for position in segment.active:
@@ -162,7 +170,7 @@ class _Run:
             outputs = [(segment.outputs[position], self.outputs[position]) for position in segment.moving]
             given = [known[slot] if slot in known else torch.zeros_like(value) for slot, value in outputs]
             values = [*self.inputs, *given]
-            self.served.vjp = self.served.vjp or segment.kernels.vjp.serving(values)
+            self.served.vjp = self.served.vjp or segment.kernels.serving_vjp(values)
             return self.served.vjp(*values)
         reached = [position for position in moving if self.outputs[position].requires_grad]
         if not reached:
@@ -176,28 +184,39 @@ class _Run:
 
 
 class _Observer(fx.Interpreter):
-    """Runs a program, and sees which nodes a compiler fuses, and which have floating-point values."""
+    """Runs a program, and sees what its nodes do.
+
+    Attributes:
+        fused: The nodes that a compiler fuses.
+        floating: Those with floating-point values.
+        several: Those that yield several tensors at once.
+    """
 
     def __init__(self, program: fx.Graph, root: nn.Module) -> None:
         super().__init__(root, graph=program)
         self.fused: set[fx.Node] = set()
         self.floating: set[fx.Node] = set()
+        self.several: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         with _Operators() as seen:
             value = super().run_node(n)
         leaves = pytree.tree_leaves(value)
-        if leaves and all(isinstance(leaf, torch.Tensor) for leaf in leaves):
-            if all(map(_is_fused, seen.operators)) and self._may_follow(n):
-                self.fused.add(n)
-            if all(leaf.is_floating_point() for leaf in leaves):
-                self.floating.add(n)
+        if any(isinstance(leaf, torch.Tensor) and leaf.is_floating_point() for leaf in leaves):
+            self.floating.add(n)
+        if not isinstance(value, torch.Tensor):
+            if n.op.startswith("call_") and any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+                self.several.add(n)
+        elif all(map(_is_fused, seen.operators)) and self._may_be_fused(n):
+            self.fused.add(n)
         return value
 
-    def _may_follow(self, node: fx.Node) -> bool:
-        """A part of what an operator returns stays with it: no tuples between segments."""
-        source = node.all_input_nodes[0] if node.target is operator.getitem else None
-        return source is None or source.op == "placeholder" or source in self.fused
+    def _may_be_fused(self, node: fx.Node) -> bool:
+        """Kernels take tensors as inputs, and no tuples of them, and keep no tensors of their own."""
+        if node.op == "call_module":
+            module = cast("nn.Module", self.fetch_attr(cast(str, node.target)))
+            return not named_state(module)
+        return self.several.isdisjoint(node.all_input_nodes)
 
 
 class _Operators(TorchDispatchMode):
@@ -241,6 +260,8 @@ def _cut(
         )
         if node in observed.floating and not moving.isdisjoint(node.all_input_nodes):
             moving.add(node)
+    if any(levels[user] != levels[node] for node in observed.several for user in node.users):
+        raise NotSegmentedError
     last = max((level for level in levels.values() if level % 2 == 0), default=0)
     waiting = {nodes[-1]}
     for node in reversed(levels):

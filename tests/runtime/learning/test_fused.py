@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -184,18 +185,171 @@ def test_a_growth_run_does_the_same(tmp_path: Path) -> None:
     assert grown[True].history and str(grown[True].history) == str(grown[False].history)
 
 
-def test_a_kernel_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(*_: Any, **__: Any) -> Callable[..., list[torch.Tensor]]:
-        return lambda x: [x * 1.001]
-
-    monkeypatch.setattr(kernels, "standalone_compile", wrong)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wrong", [lambda x: x * 1.2, torch.zeros_like, lambda x: x / 0, torch.neg])
+def test_a_kernel_that_computes_something_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, wrong: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    monkeypatch.setattr(kernels, "standalone_compile", lambda *_, **__: lambda x: [wrong(x)])
     with pytest.raises(morphir.MorphirError, match="computes something else"):
-        Kernel(lambda x: (x * 1.0,)).serving([torch.randn(5, 5)])
+        Kernel(lambda x: (x * 1.0,)).serving([torch.randn(5, 5, dtype=dtype)])
+
+
+def test_what_is_not_finite_uncompiled_may_be_so_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "standalone_compile", lambda *_, **__: lambda x: [x * 1.0])
+    values = torch.tensor([1.0, float("nan"), float("inf")])
+    Kernel(lambda x: (x * 1.0,)).serving([values])
+
+
+class _Region(nn.Module):
+    """One space whose region is a function of the first convolution's output."""
+
+    def __init__(self, region: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Conv1d(6, CLASSES, 1)
+        self.region = region
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.region(torch.tanh(self.conv(x)).flatten(2))).mean(2)
+
+
+def _largest(x: torch.Tensor) -> torch.Tensor:
+    return x.max(2, keepdim=True)[0]
+
+
+def _masked(x: torch.Tensor) -> torch.Tensor:
+    return x * ((x > 0).cumsum(2) > 3)
+
+
+def _restacked(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([part * 2 for part in x.unbind(2)], 2)
+
+
+def _stacked(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack(x.chunk(2, 2), 3).flatten(2)
+
+
+def _learned(model: nn.Module, steps: int = 2) -> list[morphir.Learner]:
+    torch.manual_seed(0)
+    model = model.double()
+    graph = morphir.trace(model, _batch(2, 4)[0])
+    loss = nn.CrossEntropyLoss(reduction="none")
+    learners = [morphir.Learner(graph, loss, compile=compile) for compile in (False, True)]
+    for _ in range(steps):
+        batch = _batch(3, 4)
+        for learner in learners:
+            learner.step(*batch)
+    return learners
+
+
+@needs_compiler
+@pytest.mark.parametrize("region", [_largest, _masked, _restacked, _stacked])
+def test_operators_that_yield_several_tensors_or_none_to_differentiate(
+    region: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    learners = _learned(_Region(region))
+    assert any(float(value.abs().max()) > 0 for value in _gradients(learners[0]))
+    _assert_same(*learners)
+
+
+def _gradients(learner: morphir.Learner) -> list[torch.Tensor]:
+    state = learner.state_dict().items()
+    return [
+        value for key, value in state if key.startswith("adam/exp_avg/") and isinstance(value, torch.Tensor)
+    ]
+
+
+@needs_compiler
+def test_modules_that_only_look_the_same_share_no_kernel() -> None:
+    def model() -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Dropout(0.5), nn.Conv2d(4, CLASSES, 1), nn.Flatten()
+        )
+
+    _assert_same(*_learned(nn.Sequential(model(), nn.Linear(CLASSES * 16, CLASSES))))
+    narrower = nn.Sequential(model(), nn.Linear(CLASSES * 16, CLASSES))
+    narrower[0][1].max_val = 0.2
+    _assert_same(*_learned(narrower))
+    hooked = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.Sigmoid(),
+        nn.Conv2d(4, CLASSES, 1),
+        nn.Flatten(),
+        nn.Linear(CLASSES * 16, CLASSES),
+    )
+    _assert_same(*_learned(hooked))
+    graph = morphir.trace(hooked, _batch(2, 4)[0])
+    graph.get_submodule("1").register_forward_hook(lambda _, __, output: output * output)
+    learners = [
+        morphir.Learner(graph, nn.CrossEntropyLoss(reduction="none"), compile=compile)
+        for compile in (False, True)
+    ]
+    batch = _batch(3, 4)
+    for learner in learners:
+        learner.step(*batch)
+    _assert_same(*learners)
+
+
+@needs_compiler
+def test_a_graph_in_training_mode_leaves_the_kernels_of_another_alone() -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 1),
+            nn.Tanh(),
+            nn.Dropout(0.5),
+            nn.Conv2d(4, CLASSES, 1),
+            nn.Flatten(),
+            nn.Linear(CLASSES * 16, CLASSES),
+        )
+
+    first = _learned(model())
+    first[0].graph.train()
+    _assert_same(*_learned(model()))
+
+
+@needs_compiler
+def test_autocast_may_come_and_go() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.mix = nn.Conv1d(3, 6, 1), nn.Conv1d(6, 6, 3, padding=1, groups=6)
+            self.head = nn.Linear(6, CLASSES)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.table(x)
+            return self.head((y.float() + torch.tanh(self.mix(torch.tanh(y)))).mean(2))
+
+    torch.manual_seed(0)
+    graph = morphir.trace(Mixed(), torch.randn(2, 3, 8))
+    loss = nn.CrossEntropyLoss(reduction="none")
+    learners = [
+        morphir.Learner(graph, loss, learn_curvature="batch", score_curvature="batch", compile=compile)
+        for compile in (False, True)
+    ]
+    for enabled in (False, True, False):
+        images, labels = torch.randn(4, 3, 8), torch.randint(0, CLASSES, (4,))
+        for learner in learners:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                learner.step(images, labels)
+    one, other = (learner.state_dict()["average"] for learner in learners)
+    assert isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+    torch.testing.assert_close(one, other, rtol=0.05, atol=1e-4)
+
+
+@needs_compiler
+def test_learners_in_threads() -> None:
+    pairs = [_learned(_Region(nn.LeakyReLU(slope)), steps=0) for slope in (0.1, 0.2, 0.3)]
+    batch = _batch(3, 4)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda pair: pair[1].step(*batch), pairs))
+    for plain, compiled in pairs:
+        plain.step(*batch)
+        _assert_same(plain, compiled)
 
 
 def test_without_a_compiler_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise kernels.InvalidCxxCompiler
+        raise RuntimeError("no g++")
 
     monkeypatch.setattr(kernels, "standalone_compile", fail)
     monkeypatch.setattr(kernels, "_SHARED", {})

@@ -179,7 +179,7 @@ def spread(vector: torch.Tensor, dim: int, shape: tuple[int, ...]) -> Layer:
 
 def vector_along(layer: Layer, dim: int) -> torch.Tensor:
     """Returns the labels along ``dim`` at the first position of all other dimensions."""
-    if not layer.numel():
+    if 0 in (*layer.shape[:dim], *layer.shape[dim + 1 :]):
         raise IndexError(f"a tensor of shape {tuple(layer.shape)} has no position to read labels at")
     return layer.as_strided((layer.shape[dim],), (layer.stride(dim),))
 

@@ -87,7 +87,7 @@ def steps(options: argparse.Namespace) -> Iterator[Row]:
         grown.append(("depth", depth, Case(name, f"torchvision:{name}", None, 32, 16)))
     mode = modes(options.device)[0]
     for quantity, value, case in grown:
-        arms = {name: arm(case, mode, options.device) for name, arm in ARMS.items()}
+        arms = {name: ARMS[name](case, mode, options.device) for name in ("training", "learning")}
         times = interleaved(arms, options.repeats, options.device, warm_up=2)
         arms.clear()
         gc.collect()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from timing.cases import Case
 from timing.modes import Mode
+from timing.tables import described
 from torch.nn.functional import cross_entropy
 
 import morphir
@@ -45,8 +46,9 @@ def learning(case: Case, mode: Mode, device: str, *, curvature: str = "batch", c
         mode: How it is run.
         device: Where.
         curvature: What theta is learned against, and scored with. The paper's takes one data-gradient pass.
-        compile: Whether the elementwise work is compiled.
+        compile: Whether the elementwise work is compiled, where there is a compiler.
     """
+    compile = compile and has_compiler(device)
     model = case.build().to(device, memory_format=mode.memory_format)
     images, labels = _data(case, mode, device)
     graph = morphir.trace(model, images)
@@ -59,6 +61,17 @@ def learning(case: Case, mode: Mode, device: str, *, curvature: str = "batch", c
             learner.step(images, labels)
 
     return _captured(step) if mode.graph else step
+
+
+@cache
+def has_compiler(device: str) -> bool:
+    """Whether PyTorch's compiler makes kernels on this machine; says so once where it does not."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever a missing compiler raises
+        print(f"learning is not compiled: {described(error)}")
+        return False
+    return True
 
 
 ARMS: dict[str, Arm] = {

@@ -198,7 +198,8 @@ def test_a_kernel_that_computes_something_else_is_refused(
 def test_what_is_not_finite_uncompiled_may_be_so_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "standalone_compile", lambda *_, **__: lambda x: [x * 1.0])
     values = torch.tensor([1.0, float("nan"), float("inf")])
-    Kernel(lambda x: (x * 1.0,)).serving([values])
+    (found,) = Kernel(lambda x: (x * 1.0,)).serving([values])(values)
+    assert torch.equal(found.isfinite(), torch.tensor([True, False, False]))
 
 
 class _Region(nn.Module):

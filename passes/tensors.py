@@ -9,7 +9,8 @@ import torch
 
 from morphir.analysis.axis_map import AxisMap, Factors
 from morphir.errors import RewriteError
-from morphir.ir.channels import ChannelLayer, Integers, Producer
+from morphir.ir.channels import ChannelLayer, Producer
+from morphir.ir.groups import Integers
 from morphir.ir.index_map import IndexMap
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from morphir.ir.channels import AxisBinding, ChannelLayer, Integers, Role
+from morphir.ir.channels import AxisBinding, ChannelLayer, Role
+from morphir.ir.groups import Integers
 from morphir.ir.index_map import IndexMap
 
 

@@ -17,7 +17,8 @@ from torch import fx, nn
 from morphir.analysis.arguments import argument, set_argument, source_name
 from morphir.analysis.labels import Facts, Labelled, LabelledValue, label_dims
 from morphir.analysis.rules.operation import channel_vector
-from morphir.ir.channels import ChannelLayer, Integers, Value
+from morphir.ir.channels import ChannelLayer, Value
+from morphir.ir.groups import Integers
 from morphir.ir.index_map import Copies
 
 Taken = tuple[int, int, Integers]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from morphir.ir.channels import ChannelLayer, Groups, ValueLayout
+from morphir.ir.channels import ChannelLayer, ValueLayout
+from morphir.ir.groups import Groups
 from morphir.ir.index_map import Copies
 
 

@@ -15,7 +15,8 @@ from torch import fx
 
 from morphir.analysis.arguments import source_name
 from morphir.analysis.literals import LITERALS
-from morphir.ir.channels import ChannelLayer, Integers, Value
+from morphir.ir.channels import ChannelLayer, Value
+from morphir.ir.groups import Integers
 from morphir.ir.index_map import IndexMap
 
 _Group = tuple[str, int]

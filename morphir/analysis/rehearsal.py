@@ -16,8 +16,9 @@ from morphir.analysis.emptied import spared
 from morphir.analysis.picks import picks
 from morphir.analysis.rewritten import rewrite_program
 from morphir.errors import MorphirError
-from morphir.ir.channels import ChannelSpace, Groups, Verdict
+from morphir.ir.channels import ChannelSpace, Verdict
 from morphir.ir.graph import Graph
+from morphir.ir.groups import Groups
 from morphir.ir.index_map import Copies, IndexMap
 from morphir.ir.snapshot import restored
 from morphir.ir.source import source_of

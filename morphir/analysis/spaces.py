@@ -20,7 +20,6 @@ from morphir.ir.channels import (
     ChannelLayer,
     ChannelSpace,
     Consumer,
-    Groups,
     Producer,
     Product,
     Role,
@@ -30,6 +29,7 @@ from morphir.ir.channels import (
     Verdict,
 )
 from morphir.ir.graph import Graph
+from morphir.ir.groups import Groups
 from morphir.ir.source import source_of
 
 

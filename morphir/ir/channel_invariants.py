@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from morphir.ir.channels import ChannelSpace, Groups
+from morphir.ir.channels import ChannelSpace
 from morphir.ir.faults import Check, Fault
 from morphir.ir.graph import Graph
+from morphir.ir.groups import Groups
 from morphir.ir.state import named_state
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from morphir.ir.channels import Groups
+from morphir.ir.groups import Groups
 
 WRITTEN = st.lists(st.integers(-1, 4)).map(tuple)
 

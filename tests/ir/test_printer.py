@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphir.analysis.tracing import trace
-from morphir.ir.channels import Groups, Value, ValueLayout
+from morphir.ir.channels import Value, ValueLayout
+from morphir.ir.groups import Groups
 from morphir.ir.printer import print_graph, print_node, print_value
 
 

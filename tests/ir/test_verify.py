@@ -15,8 +15,9 @@ from morphir.analysis.tracing import trace
 from morphir.analysis.verify import differences, verify_channels
 from morphir.errors import VerificationError
 from morphir.ir.channel_invariants import CHANNEL_INVARIANTS
-from morphir.ir.channels import AxisBinding, ChannelSpace, Groups, Value, ValueLayout
+from morphir.ir.channels import AxisBinding, ChannelSpace, Value, ValueLayout
 from morphir.ir.graph import Graph
+from morphir.ir.groups import Groups
 from morphir.ir.program_invariants import PROGRAM_INVARIANTS
 from morphir.ir.verify import verify
 

@@ -15,9 +15,10 @@ from functools import cached_property
 import torch
 from torch import fx
 
-from morphir.ir.channels import ChannelSpace, Groups, Producer
+from morphir.ir.channels import ChannelSpace, Producer
 from morphir.ir.codes import CODES
 from morphir.ir.graph import Graph
+from morphir.ir.groups import Groups
 from morphir.ir.remarks import Remark
 from morphir.ir.state import named_state
 from morphir.runtime.learning.faithful import check_copy

@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from morphir.errors import MorphirError
+from morphir.runtime.learning.precision import at_least_single
 
 _SMALLEST_LOSS = 1e-8
 _SAMPLE_LOSS_FLOOR = 0.1
@@ -192,13 +193,10 @@ def sampled_logit_gradient(
             hint='use curvature "batch" for any other kind of output or loss',
         )
     assert isinstance(outputs, torch.Tensor)
-    logits = outputs.detach().float() if outputs.dtype in _HALF else outputs.detach()
+    logits = outputs.detach().to(at_least_single(outputs.dtype))
     probabilities = functional.softmax(logits, dim=1)
     # The largest p / Exponential(1) is a draw from p; torch.multinomial would wait for the device.
     noise = torch.empty_like(probabilities).exponential_(generator=generator)
     labels = (probabilities / noise).argmax(dim=1, keepdim=True)
     ones = torch.ones_like(labels, dtype=probabilities.dtype)
     return probabilities.scatter_add(1, labels, -ones).to(outputs.dtype)
-
-
-_HALF = frozenset({torch.bfloat16, torch.float16})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from morphir.errors import MorphirError
+from morphir.runtime.learning.precision import at_least_single
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class GroupIndex:
 
     def sum(self, values: torch.Tensor, samples: int) -> torch.Tensor:
         """Sums over each group's positions: ``[S or S * k, ...]`` to ``[S, width]``, float32 at least."""
-        others, dtype = self.others(values.dim()), sum_dtype(values.dtype)
+        others, dtype = self.others(values.dim()), at_least_single(values.dtype)
         return self.gather(values.sum(others, dtype=dtype) if others else values.to(dtype), samples)
 
     def others(self, rank: int) -> list[int]:
@@ -82,11 +83,3 @@ class GroupIndex:
                 hint="every activation that holds channels must have the samples along its first dimension",
             )
         return samples
-
-
-def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Returns what values of a dtype are summed in."""
-    return torch.float32 if dtype in _HALF else dtype
-
-
-_HALF = frozenset({torch.bfloat16, torch.float16})

@@ -7,7 +7,7 @@ serve all spaces; each then costs one convolution for delta and one for theta's 
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -26,25 +26,19 @@ from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
 from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, resolved
-from morphir.runtime.learning.estimate import (
+from morphir.runtime.learning.estimate import estimate_splits
+from morphir.runtime.learning.fused_projection import FusedProjection
+from morphir.runtime.learning.lowering import Lowered, SpaceProgram, lower
+from morphir.runtime.learning.model_pass import Loss, Pass, detached, run_backward, run_forward
+from morphir.runtime.learning.projection import (
     Project,
     Projection,
     edge_values,
     estimate_prunes,
-    estimate_splits,
     plain_projection,
 )
-from morphir.runtime.learning.fused import FusedProjection
-from morphir.runtime.learning.lowering import Lowered, SpaceProgram, lower
-from morphir.runtime.learning.model_pass import Loss, Pass, detached, run_backward, run_forward
 from morphir.runtime.learning.theta import Theta, group_kernels, initial_thetas
-
-_FUSED_ADAM = frozenset({"cpu", "cuda", "mps", "xpu"})
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-_GRADIENT_SHARES = 8
-"""Adam moves thetas as soon as so small a share of all gradients is there: they need not all be held."""
-_FEW_GRADIENTS = 1 << 20
-"""So many numbers may always be held: each call of Adam costs time."""
+from morphir.runtime.learning.theta_optimizer import ThetaOptimizer
 
 
 @dataclass(frozen=True)
@@ -136,16 +130,16 @@ class Learner:
         self._project: dict[str, Project] = {name: projection(region) for name, region in regions.items()}
         self._state = _identities(graph)
         self._thetas = initial_thetas(graph, self.lowered.spaces, init_scale, seed)
-        leaves = [theta.value for theta in self._all_thetas()]
-        self._lr = lr
-        self._adam = _adam(self._all_thetas(), lr, absolute=absolute_lr) if leaves else None
-        self._waiting = 0
-        self._most_waiting = max(sum(leaf.numel() for leaf in leaves) // _GRADIENT_SHARES, _FEW_GRADIENTS)
+        self._optimizer = ThetaOptimizer(self._all_thetas(), lr, absolute=absolute_lr)
         # No values are drawn on the meta device, and it has no generator.
         meta = graph.device.type == "meta"
         self._generator = None if meta else torch.Generator(graph.device).manual_seed(seed + 1)
         width = sum(space.width * (1 + (space.split is not None)) for space in self.lowered.spaces)
-        dtype = torch.float64 if any(leaf.dtype == torch.float64 for leaf in leaves) else torch.float32
+        dtype = (
+            torch.float64
+            if any(t.value.dtype == torch.float64 for t in self._all_thetas())
+            else torch.float32
+        )
         self._average = torch.zeros(width, dtype=dtype, device=graph.device)
         self._weight = 0.0
         self._steps = 0
@@ -177,7 +171,7 @@ class Learner:
 
             sample = bool(learn.sampled or score.sampled)
             run_backward(forward, self.lowered, targets, self._generator, work, sample=sample)
-            self._move_thetas()
+            self._optimizer.move()
             ordered = [projection for space in self.lowered.spaces for projection in projections[space.name]]
             self._record(ordered, forward.run, score)
         return StepResult(forward.run.losses.mean, detached(forward.outputs))
@@ -211,13 +205,11 @@ class Learner:
     @property
     def lr(self) -> float:
         """Adam's learning rate for theta, in the unit that the learner was made with."""
-        return self._lr
+        return self._optimizer.lr
 
     @lr.setter
     def lr(self, lr: float) -> None:
-        self._lr = lr
-        for group in [] if self._adam is None else self._adam.param_groups:
-            group["lr"] = lr * group["unit"]
+        self._optimizer.lr = lr
 
     @property
     def thetas(self) -> Mapping[str, Mapping[str, Theta]]:
@@ -242,7 +234,7 @@ class Learner:
         for theta in self._all_thetas():
             key = f"{theta.space}/{theta.parameter}"
             state[f"theta/{key}"] = theta.value.detach().clone()
-            for name, value in self._moments(theta).items():
+            for name, value in self._optimizer.state(theta).items():
                 state[f"adam/{name}/{key}"] = value.clone()
         return state
 
@@ -262,16 +254,8 @@ class Learner:
             key = f"{theta.space}/{theta.parameter}"
             with torch.no_grad():
                 theta.value.copy_(_tensor(state, f"theta/{key}"))
-            if self._adam is not None and f"adam/step/{key}" in state:
-                step = _tensor(state, f"adam/step/{key}").to(theta.value.device, copy=True)
-                moments = {name: _tensor(state, f"adam/{name}/{key}") for name in _MOMENTS}
-                self._adam.state[theta.value] = {
-                    "step": step,
-                    **{
-                        name: theta.laid_out(moment.to(theta.value.device, copy=True))
-                        for name, moment in moments.items()
-                    },
-                }
+            found = {name: f"adam/{name}/{key}" for name in ("step", "exp_avg", "exp_avg_sq")}
+            self._optimizer.load(theta, {n: _tensor(state, k) for n, k in found.items() if k in state})
 
     def _work(self, space: SpaceProgram, run: Pass, learn: Curvature) -> list[Projection]:
         """Estimates one space's prunes and splits, and hands theta's gradients to the optimizer."""
@@ -284,23 +268,8 @@ class Learner:
             return [estimate_prunes(edges, run.samples, sampled=run.sampled is not None)]
         thetas = {parameter: theta.value for parameter, theta in self._thetas[space.name].items()}
         estimate = estimate_splits(space.split, self._project[space.name], thetas, edges, run, learn)
-        self._hand_on(space.name, estimate.gradients)
+        self._optimizer.take(self._thetas[space.name], estimate.gradients)
         return [estimate.prunes, estimate.splits]
-
-    def _hand_on(self, space: str, gradients: Mapping[str, torch.Tensor]) -> None:
-        """Hands theta's gradients to the optimizer."""
-        for parameter, gradient in gradients.items():
-            self._thetas[space][parameter].set_gradient(gradient)
-            self._waiting += gradient.numel()
-        if self._waiting > self._most_waiting:
-            self._move_thetas()
-
-    def _move_thetas(self) -> None:
-        """Lets Adam use up the gradients that are there; it passes over thetas without one."""
-        self._waiting = 0
-        if self._adam is not None:
-            cast("Any", self._adam).step()
-            self._adam.zero_grad(set_to_none=True)
 
     def _record(self, projections: list[Projection], run: Pass, score: Curvature) -> None:
         """Moves the averages towards this batch's estimates; the weight is what corrects their bias."""
@@ -324,9 +293,6 @@ class Learner:
 
     def _all_thetas(self) -> list[Theta]:
         return [theta for own in self._thetas.values() for theta in own.values()]
-
-    def _moments(self, theta: Theta) -> dict[str, torch.Tensor]:
-        return {} if self._adam is None else dict(self._adam.state.get(theta.value, {}))
 
     def _check_current(self) -> None:
         history, tensors = _identities(self.graph)
@@ -372,15 +338,6 @@ def frozen(graph: nn.Module) -> Generator[None]:
             module.training = True
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-def _adam(thetas: Sequence[Theta], lr: float, *, absolute: bool) -> torch.optim.Adam:
-    """Returns Adam with one group of thetas for each unit of the learning rate."""
-    units: dict[float, list[torch.Tensor]] = {}
-    for theta in thetas:
-        units.setdefault(1.0 if absolute else theta.unit, []).append(theta.value)
-    groups = [{"params": values, "lr": lr * unit, "unit": unit} for unit, values in units.items()]
-    return torch.optim.Adam(groups, fused=thetas[0].value.device.type in _FUSED_ADAM)
 
 
 def _check_losses(run: Pass, learn: Curvature, score: Curvature) -> None:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from morphir.errors import MorphirError
 from morphir.runtime.learning.curvature import BatchLosses, sampled_logit_gradient
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram
+from morphir.runtime.learning.precision import autocast_dtype
 
 Loss = Callable[[Any, Any], torch.Tensor]
 
@@ -196,10 +197,9 @@ def _stream(
 
 
 def _ambient_autocast(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
-    kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    kind, dtype = device.type, autocast_dtype(device.type)
+    if dtype is None:
         return nullcontext
-    dtype = torch.get_autocast_dtype(kind)
     return lambda: torch.autocast(kind, dtype=dtype, cache_enabled=False)
 
 

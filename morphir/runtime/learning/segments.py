@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from morphir.ir.state import named_state
-from morphir.runtime.learning.kernels import Call, Kernels, renamed, signature
+from morphir.runtime.learning.compilation import Call, signature
+from morphir.runtime.learning.kernels import Kernels, renamed
 
 _ALSO_FUSED = frozenset(
     {
@@ -144,7 +145,7 @@ class _Run:
     @staticmethod
     def of(segment: Segment, served: _Served, inputs: list[Any]) -> _Run:
         if segment.kernels is not None:
-            served.forward = served.forward or segment.kernels.serving_forward(inputs)
+            served.forward = served.forward or segment.kernels.forward.serving(inputs)
             return _Run(segment, served, inputs, served.forward(*inputs))
         with torch.enable_grad():
             for position in segment.active:
@@ -170,7 +171,7 @@ class _Run:
             outputs = [(segment.outputs[position], self.outputs[position]) for position in segment.moving]
             given = [known[slot] if slot in known else torch.zeros_like(value) for slot, value in outputs]
             values = [*self.inputs, *given]
-            self.served.vjp = self.served.vjp or segment.kernels.serving_vjp(values)
+            self.served.vjp = self.served.vjp or segment.kernels.vjp.serving(values)
             return self.served.vjp(*values)
         reached = [position for position in moving if self.outputs[position].requires_grad]
         if not reached:

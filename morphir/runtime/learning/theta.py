@@ -14,9 +14,8 @@ from morphir.ir.channels import ChannelSpace, Producer
 from morphir.ir.graph import Graph
 from morphir.ir.state import named_state
 from morphir.runtime.learning.lowering import SpaceProgram
+from morphir.runtime.learning.precision import at_least_single
 from morphir.runtime.learning.selection import Selection
-
-_HALF = frozenset({torch.bfloat16, torch.float16})
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Theta:
         )
         kernel = kernel if own is None else own.take(kernel)
         mask = _mask(space, rows, kernel, producer.out_axis)
-        dtype = torch.float32 if kernel.dtype in _HALF else kernel.dtype
+        dtype = at_least_single(kernel.dtype)
         noise = torch.randn(kernel.shape, generator=generator, dtype=torch.float64).to(kernel.device, dtype)
         size = kernel.to(dtype).square().mean().sqrt()
         value = noise * (scale * size)

@@ -21,10 +21,11 @@ from morphir.ir.channels import ChannelSpace
 from morphir.ir.graph import Graph
 from morphir.ir.state import named_state
 from morphir.runtime.learning.curvature import CURVATURES
-from morphir.runtime.learning.estimate import edge_values, estimate_prunes, estimate_splits
+from morphir.runtime.learning.estimate import estimate_splits
 from morphir.runtime.learning.learner import Learner, frozen
 from morphir.runtime.learning.lowering import SpaceProgram
 from morphir.runtime.learning.model_pass import Pass, run_backward, run_forward
+from morphir.runtime.learning.projection import edge_values, estimate_prunes
 from morphir.runtime.learning.theta import group_kernels
 from morphir.runtime.oracle.subjects import randomise_norms
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 import morphir
-from morphir.runtime.learning import kernels
-from morphir.runtime.learning.kernels import Kernel
+from morphir.runtime.learning import compilation, kernels
+from morphir.runtime.learning.compilation import Compiled
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a compiler"
@@ -145,12 +145,12 @@ def test_a_kernel_is_compiled_anew_where_extents_change_what_it_computes() -> No
     def broadcast(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return ((x * y).sum(1),)
 
-    kernel = Kernel(broadcast)
+    compiled = Compiled(broadcast)
     shapes = [((3, 4), (3, 4)), ((5, 6), (5, 6)), ((5, 6), (1, 6)), ((2, 1), (2, 1)), ((7, 3), (1, 3))]
     calls = []
     for first, second in shapes:
         x, y = torch.randn(first), torch.randn(second)
-        calls.append(kernel.serving([x, y]))
+        calls.append(compiled.serving([x, y], broadcast))
         assert torch.allclose(calls[-1](x, y)[0], broadcast(x, y)[0], atol=1e-6)
     assert calls[0] is calls[1], "other extents alone need no other kernel"
     assert calls[2] is calls[4] and len(set(map(id, calls))) == 3
@@ -185,20 +185,24 @@ def test_a_growth_run_does_the_same(tmp_path: Path) -> None:
     assert grown[True].history and str(grown[True].history) == str(grown[False].history)
 
 
+def _same(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return (x * 1.0,)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("wrong", [lambda x: x * 1.2, torch.zeros_like, lambda x: x / 0, torch.neg])
 def test_a_kernel_that_computes_something_else_is_refused(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, wrong: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    monkeypatch.setattr(kernels, "standalone_compile", lambda *_, **__: lambda x: [wrong(x)])
+    monkeypatch.setattr(compilation, "standalone_compile", lambda *_, **__: lambda x: [wrong(x)])
     with pytest.raises(morphir.MorphirError, match="computes something else"):
-        Kernel(lambda x: (x * 1.0,)).serving([torch.randn(5, 5, dtype=dtype)])
+        Compiled(_same).serving([torch.randn(5, 5, dtype=dtype)], _same)
 
 
 def test_what_is_not_finite_uncompiled_may_be_so_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "standalone_compile", lambda *_, **__: lambda x: [x * 1.0])
+    monkeypatch.setattr(compilation, "standalone_compile", lambda *_, **__: lambda x: [x * 1.0])
     values = torch.tensor([1.0, float("nan"), float("inf")])
-    (found,) = Kernel(lambda x: (x * 1.0,)).serving([values])(values)
+    (found,) = Compiled(_same).serving([values], _same)(values)
     assert torch.equal(found.isfinite(), torch.tensor([True, False, False]))
 
 
@@ -352,7 +356,7 @@ def test_without_a_compiler_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no g++")
 
-    monkeypatch.setattr(kernels, "standalone_compile", fail)
+    monkeypatch.setattr(compilation, "standalone_compile", fail)
     monkeypatch.setattr(kernels, "_SHARED", {})
     graph, (_, compiled) = _pair()
     before = {key: value.clone() for key, value in graph.state_dict().items()}

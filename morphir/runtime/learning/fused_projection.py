@@ -15,15 +15,16 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from morphir.ir.state import attribute
-from morphir.runtime.learning.estimate import (
+from morphir.runtime.learning.compilation import device_type
+from morphir.runtime.learning.group_index import GroupIndex
+from morphir.runtime.learning.precision import at_least_single, autocast_dtype
+from morphir.runtime.learning.projection import (
     EdgeValue,
     Projected,
     Projection,
     RegionValues,
     plain_projection,
 )
-from morphir.runtime.learning.group_index import GroupIndex, sum_dtype
-from morphir.runtime.learning.kernels import autocast_state
 from morphir.runtime.learning.region import Region
 from morphir.runtime.learning.segments import Evaluation, NotSegmentedError, Segmented
 
@@ -78,7 +79,7 @@ class FusedProjection:
         if values.sampled:
             given += [torch.zeros_like(edge.g) if edge.sampled is None else edge.sampled for edge in edges]
         kinds = tuple((edge.a.dtype, edge.a.dim(), edge.g.dtype) for edge in edges)
-        key = (values.sampled, kinds, autocast_state(given))
+        key = (values.sampled, kinds, autocast_dtype(device_type(given)))
         if key not in self._programs:
             building = _Building(self.region, len(values.ys), sampled=values.sampled)
             try:
@@ -166,7 +167,7 @@ class _Building:
 
     def _sum(self, u: fx.Node, g: fx.Node, factor: float, edge: EdgeValue) -> fx.Node:
         product = self._call(torch.mul, u, g)
-        dtype = sum_dtype(torch.promote_types(edge.a.dtype, edge.g.dtype))
+        dtype = at_least_single(torch.promote_types(edge.a.dtype, edge.g.dtype))
         others = edge.groups.others(edge.a.dim())
         if others:
             sums = self._call(torch.sum, product, others, dtype=dtype)

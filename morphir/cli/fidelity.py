@@ -127,6 +127,7 @@ def command(
         _LOSS,
         placement,
         epochs=learn_epochs,
+        optimizer=config.theta_optimizer,
         lr=config.theta_lr,
         absolute_lr=config.theta_lr_absolute,
         schedule=config.theta_lr_schedule,

@@ -45,7 +45,8 @@ class Problem:
         loss: Of outputs and targets, one a sample.
         placement: Device, autocast, memory format.
         epochs: For how many epochs the learner learns.
-        lr: Adam's learning rate for theta at the start, relative to its kernel's root mean square.
+        optimizer: What moves theta.
+        lr: The learning rate of theta at the start, relative to its kernel's root mean square.
         absolute_lr: Take it as it is for every kernel.
         schedule: How it falls over all epochs.
         scale: Root mean square of theta at the start, relative to the kernel's.
@@ -58,6 +59,7 @@ class Problem:
     loss: Loss
     placement: Placement
     epochs: int = 1
+    optimizer: str = "adam-mini"
     lr: float = 5e-2
     absolute_lr: bool = False
     schedule: ThetaSchedule = "cosine"
@@ -85,6 +87,7 @@ class Problem:
             self.loss,
             learn_curvature=curvature,
             score_curvature=score,
+            optimizer=self.optimizer,
             lr=self.lr,
             absolute_lr=self.absolute_lr,
             init_scale=self.scale,

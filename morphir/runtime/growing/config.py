@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from morphir.errors import MorphirError
+from morphir.runtime.learning.theta_optimizer import ThetaOptimizerName
 
 LearningRateSchedule = Literal["constant", "steps", "cosine"]
 ThetaSchedule = Literal["constant", "cosine"]
@@ -50,7 +51,10 @@ class GrowthConfig(BaseModel):
     )
     gamma: float = Field(0.1, gt=0, le=1, description="factor at a milestone")
 
-    theta_lr: float = Field(5e-2, gt=0, description="Adam's learning rate for theta")
+    theta_optimizer: ThetaOptimizerName = Field(
+        "adam-mini", description="Adam with a second moment for each channel, or adam: for each entry"
+    )
+    theta_lr: float = Field(5e-2, gt=0, description="learning rate of theta")
     theta_lr_absolute: bool = Field(
         False, description="whether it is taken as it is; else times the root mean square of theta's kernel"
     )
@@ -179,6 +183,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "batch_size": 64,
         "lr_schedule": "steps",
         "milestones": (300, 450),
+        "theta_optimizer": "adam",
         "theta_lr": 1e-2,
         "theta_lr_absolute": True,
         "theta_lr_schedule": "constant",

@@ -103,6 +103,7 @@ def new_learner(job: Job, slot: Slot) -> Learner:
         job.loss,
         learn_curvature=config.learn_curvature,
         score_curvature=config.score_curvature,
+        optimizer=config.theta_optimizer,
         lr=config.theta_lr,
         absolute_lr=config.theta_lr_absolute,
         ema=score_momentum(config, count_steps(job.train_data, config.learn_steps)),

@@ -38,7 +38,7 @@ from morphir.runtime.learning.projection import (
     plain_projection,
 )
 from morphir.runtime.learning.theta import Theta, group_kernels, initial_thetas
-from morphir.runtime.learning.theta_optimizer import ThetaOptimizer
+from morphir.runtime.learning.theta_optimizer import theta_optimizer
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,10 @@ class Learner:
             ``"empirical-fisher"``, ``"sample"``; ``"auto"`` is ``"mixed"`` for a classifier (logits
             ``[S, K]``, integer labels ``[S]``), ``"batch"`` for other outputs or targets.
         score_curvature: What the scores are estimated with; ``"auto"`` is ``"fisher"`` or ``"batch"``.
-        lr: Adam's learning rate for theta, relative to its kernel's root mean square, so that a layer's
-            scale, which a batch norm undoes, does not matter. The attribute ``lr`` changes it.
+        optimizer: What moves theta: ``"adam-mini"``, Adam with one second moment for each output channel's
+            kernel, or ``"adam"``, as the paper does, which holds a quarter more.
+        lr: Its learning rate, relative to the kernel's root mean square, so that a layer's scale, which a
+            batch norm undoes, does not matter. The attribute ``lr`` changes it.
         absolute_lr: Take ``lr`` as it is for every kernel, as the paper does.
         ema: Weight of the newest batch in the scores' moving average; the paper's is (batch / dataset) / 2.
         init_scale: theta's initial root mean square, relative to its kernel's. theta = 0 is stationary.
@@ -107,6 +109,7 @@ class Learner:
         *,
         learn_curvature: str = AUTO,
         score_curvature: str = AUTO,
+        optimizer: str = "adam-mini",
         lr: float = 5e-2,
         absolute_lr: bool = False,
         ema: float = 0.02,
@@ -130,7 +133,7 @@ class Learner:
         self._project: dict[str, Project] = {name: projection(region) for name, region in regions.items()}
         self._state = _identities(graph)
         self._thetas = initial_thetas(graph, self.lowered.spaces, init_scale, seed)
-        self._optimizer = ThetaOptimizer(self._all_thetas(), lr, absolute=absolute_lr)
+        self._optimizer = theta_optimizer(optimizer)(self._all_thetas(), lr, absolute=absolute_lr)
         # No values are drawn on the meta device, and it has no generator.
         meta = graph.device.type == "meta"
         self._generator = None if meta else torch.Generator(graph.device).manual_seed(seed + 1)
@@ -204,7 +207,7 @@ class Learner:
 
     @property
     def lr(self) -> float:
-        """Adam's learning rate for theta, in the unit that the learner was made with."""
+        """The learning rate of theta, in the unit that the learner was made with."""
         return self._optimizer.lr
 
     @lr.setter
@@ -242,7 +245,7 @@ class Learner:
         """Continues from :meth:`state_dict` of a learner with the same options on the same graph.
 
         Raises:
-            MorphirError: if the state is of another graph; nothing is changed then.
+            MorphirError: if the state is of another graph or optimizer of theta; nothing is changed then.
         """
         self._check_loadable(state)
         self._steps, self._weight = int(state["steps"]), float(state["weight"])
@@ -254,8 +257,8 @@ class Learner:
             key = f"{theta.space}/{theta.parameter}"
             with torch.no_grad():
                 theta.value.copy_(_tensor(state, f"theta/{key}"))
-            found = {name: f"adam/{name}/{key}" for name in ("step", "exp_avg", "exp_avg_sq")}
-            self._optimizer.load(theta, {n: _tensor(state, k) for n, k in found.items() if k in state})
+                found = {name: f"adam/{name}/{key}" for name in ("step", *self._optimizer.moments(theta))}
+                self._optimizer.load(theta, {n: _tensor(state, k) for n, k in found.items() if k in state})
 
     def _work(self, space: SpaceProgram, run: Pass, learn: Curvature) -> list[Projection]:
         """Estimates one space's prunes and splits, and hands theta's gradients to the optimizer."""
@@ -304,19 +307,22 @@ class Learner:
             )
 
     def _check_loadable(self, state: Mapping[str, torch.Tensor | float]) -> None:
-        expected = {
-            f"theta/{theta.space}/{theta.parameter}": theta.value.shape for theta in self._all_thetas()
+        thetas = {f"{theta.space}/{theta.parameter}": theta for theta in self._all_thetas()}
+        required = {f"theta/{key}": theta.value.shape for key, theta in thetas.items()}
+        required["average"] = self._average.shape
+        moments = {
+            f"adam/{name}/{key}": shape
+            for key, theta in thetas.items()
+            for name, shape in self._optimizer.moments(theta).items()
         }
-        expected["average"] = self._average.shape
-        given = {k: v.shape for k, v in state.items() if isinstance(v, torch.Tensor) and k in expected}
-        thetas = {key for key in state if key.startswith("theta/")}
-        if given != expected or not thetas <= set(expected):
-            wrong = sorted(
-                (set(expected) ^ (thetas | {"average"})) | {k for k in given if given[k] != expected[k]}
-            )
+        expected = required | {key: shape for key, shape in moments.items() if key in state}
+        given = {key: value.shape for key, value in state.items() if isinstance(value, torch.Tensor)}
+        known = [key for key in given if key in expected or key.startswith("theta/")]
+        wrong = sorted(key for key in {*expected, *known} if expected.get(key) != given.get(key))
+        if wrong:
             raise MorphirError(
-                f"this learner state is of another graph: {', '.join(wrong)}",
-                hint="load it into a learner on the graph that it was saved with",
+                f"this learner state is of another graph or optimizer of theta: {', '.join(wrong)}",
+                hint="load it into a learner like the one that it was saved from",
             )
 
 

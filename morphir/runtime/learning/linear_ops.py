@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from morphir.runtime.learning.live_taps import live_taps
+
 Apply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """``apply(x, kernel, bias)``."""
 
@@ -18,8 +20,31 @@ def module_apply(module: nn.Module) -> Apply | None:
     return next((make(module) for kind, make in _MODULES if isinstance(module, kind)), None)
 
 
+_CONVOLUTIONS: tuple[tuple[Any, Callable[..., torch.Tensor]], ...] = (
+    (nn.Conv1d, functional.conv1d),
+    (nn.Conv2d, functional.conv2d),
+    (nn.Conv3d, functional.conv3d),
+)
+
+
 def _convolution(module: Any) -> Apply:
-    return module._conv_forward
+    forward = module._conv_forward
+    own = getattr(forward, "__func__", None)
+    convolve = next((function for kind, function in _CONVOLUTIONS if own is kind._conv_forward), None)
+    if convolve is None or module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return forward
+
+    def apply(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        padding = module.padding
+        sizes = tuple(x.shape[x.dim() - len(padding) :])
+        # Sizes of a program that is being compiled are no numbers.
+        if all(type(size) is int for size in sizes):
+            live = live_taps(sizes, module.kernel_size, module.stride, padding, module.dilation)
+            if live is not None:
+                kernel, padding = live.of(kernel), live.padding
+        return convolve(x, kernel, bias, module.stride, padding, module.dilation, module.groups)
+
+    return apply
 
 
 def _transposed(function: Callable[..., torch.Tensor]) -> Callable[[Any], Apply]:

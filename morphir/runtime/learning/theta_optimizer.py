@@ -1,24 +1,33 @@
-"""Adam on all thetas, with a learning rate relative to each theta's kernel."""
+"""What moves theta: Adam, and Adam with one second moment for each channel's kernel.
+
+The learning rate is relative to each theta's kernel. Gradients are used up as they come.
+"""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 
+from morphir.errors import MorphirError
 from morphir.runtime.learning.theta import Theta
 
+ThetaOptimizerName = Literal["adam-mini", "adam"]
+
+_BETAS = 0.9, 0.999
+_EPS = 1e-8
 _FUSED_ADAM = frozenset({"cpu", "cuda", "mps", "xpu"})
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 _GRADIENT_SHARES = 8
-"""Adam moves thetas as soon as so small a share of all gradients is there: they need not all be held."""
+"""Thetas are moved as soon as so small a share of all gradients is there: they need not all be held."""
 _FEW_GRADIENTS = 1 << 20
-"""So many numbers may always be held: each call of Adam costs time."""
+"""So many numbers may always be held: each move costs time."""
 
 
-class ThetaOptimizer:
-    """Adam with one group of thetas for each unit of the learning rate; it uses gradients up as they come.
+class ThetaOptimizer(ABC):
+    """Moves thetas against their gradients.
 
     Args:
         thetas: What it moves.
@@ -27,55 +36,174 @@ class ThetaOptimizer:
     """
 
     def __init__(self, thetas: Sequence[Theta], lr: float, *, absolute: bool) -> None:
-        self._lr = lr
-        self._adam = _adam(thetas, lr, absolute=absolute) if thetas else None
-        self._waiting = 0
+        self.lr = lr
+        self._absolute = absolute
+        self._waiting: list[Theta] = []
         size = sum(theta.value.numel() for theta in thetas)
         self._most_waiting = max(size // _GRADIENT_SHARES, _FEW_GRADIENTS)
-
-    @property
-    def lr(self) -> float:
-        """The learning rate, in the unit that it was made with."""
-        return self._lr
-
-    @lr.setter
-    def lr(self, lr: float) -> None:
-        self._lr = lr
-        for group in [] if self._adam is None else self._adam.param_groups:
-            group["lr"] = lr * group["unit"]
 
     def take(self, thetas: Mapping[str, Theta], gradients: Mapping[str, torch.Tensor]) -> None:
         """Takes gradients by parameter, and moves thetas once there are many."""
         for parameter, gradient in gradients.items():
             thetas[parameter].set_gradient(gradient)
-            self._waiting += gradient.numel()
-        if self._waiting > self._most_waiting:
+            self._waiting.append(thetas[parameter])
+        if sum(theta.value.numel() for theta in self._waiting) > self._most_waiting:
             self.move()
 
     def move(self) -> None:
-        """Lets Adam use up the gradients that are there; it passes over thetas without one."""
-        self._waiting = 0
-        if self._adam is not None:
-            cast("Any", self._adam).step()
-            self._adam.zero_grad(set_to_none=True)
+        """Uses up the gradients that are there; passes over thetas without one."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._move(waiting)
+        for theta in waiting:
+            theta.value.grad = None
 
+    @abstractmethod
+    def moments(self, theta: Theta) -> Mapping[str, torch.Size]:
+        """Returns the shapes of one theta's moments by name."""
+
+    @abstractmethod
     def state(self, theta: Theta) -> dict[str, torch.Tensor]:
         """Returns one theta's step count and moments; empty before its first move."""
+
+    @abstractmethod
+    def load(self, theta: Theta, state: Mapping[str, torch.Tensor]) -> None:
+        """Sets one theta's step count and moments from :meth:`state`, of any memory format and device."""
+
+    @abstractmethod
+    def _move(self, thetas: Sequence[Theta]) -> None: ...
+
+    def _rate(self, theta: Theta) -> float:
+        return self.lr * self._unit(theta)
+
+    def _unit(self, theta: Theta) -> float:
+        return 1.0 if self._absolute else theta.unit
+
+
+class Adam(ThetaOptimizer):
+    """Adam (Kingma and Ba 2015): a first and a second moment for every entry; what the paper learns with."""
+
+    def __init__(self, thetas: Sequence[Theta], lr: float, *, absolute: bool) -> None:
+        super().__init__(thetas, lr, absolute=absolute)
+        units: dict[float, list[torch.Tensor]] = {}
+        for theta in thetas:
+            units.setdefault(self._unit(theta), []).append(theta.value)
+        groups = [{"params": values, "lr": lr * unit, "unit": unit} for unit, values in units.items()]
+        fused = bool(thetas) and thetas[0].value.device.type in _FUSED_ADAM
+        self._adam = torch.optim.Adam(groups, betas=_BETAS, eps=_EPS, fused=fused) if thetas else None
+
+    def moments(self, theta: Theta) -> Mapping[str, torch.Size]:
+        """Two of theta's shape."""
+        return {"exp_avg": theta.value.shape, "exp_avg_sq": theta.value.shape}
+
+    def state(self, theta: Theta) -> dict[str, torch.Tensor]:
+        """As torch's Adam keeps it."""
         return {} if self._adam is None else dict(self._adam.state.get(theta.value, {}))
 
     def load(self, theta: Theta, state: Mapping[str, torch.Tensor]) -> None:
-        """Sets one theta's step count and moments from :meth:`state`, of any memory format."""
+        """Keeps copies."""
         if self._adam is None or not state:
             return
         copies = {name: value.to(theta.value.device, copy=True) for name, value in state.items()}
-        moments = {name: theta.laid_out(copies[name]) for name in _MOMENTS}
+        moments = {name: theta.laid_out(copies[name]) for name in self.moments(theta)}
         self._adam.state[theta.value] = {"step": copies["step"], **moments}
 
+    def _move(self, thetas: Sequence[Theta]) -> None:
+        del thetas  # Adam passes over what has no gradient
+        assert self._adam is not None
+        for group in self._adam.param_groups:
+            group["lr"] = self.lr * group["unit"]
+        cast("Any", self._adam).step()
 
-def _adam(thetas: Sequence[Theta], lr: float, *, absolute: bool) -> torch.optim.Adam:
-    """Returns Adam with one group of thetas for each unit of the learning rate."""
-    units: dict[float, list[torch.Tensor]] = {}
-    for theta in thetas:
-        units.setdefault(1.0 if absolute else theta.unit, []).append(theta.value)
-    groups = [{"params": values, "lr": lr * unit, "unit": unit} for unit, values in units.items()]
-    return torch.optim.Adam(groups, fused=thetas[0].value.device.type in _FUSED_ADAM)
+
+class _ChannelMoments:
+    """One theta's moments.
+
+    Attributes:
+        step: How often it was moved.
+        first: Average of its gradients, as theta.
+        second: For every output channel, average of the mean square of its kernel's gradient, as theta with
+            all other axes of size 1.
+    """
+
+    def __init__(self, theta: Theta, shape: torch.Size) -> None:
+        self.step = 0
+        self.first = torch.zeros_like(theta.value, requires_grad=False)
+        self.second = theta.value.new_zeros(shape)
+
+
+class AdamMini(ThetaOptimizer):
+    """Adam with one second moment for the kernel of each output channel (Adam-mini, Zhang et al. 2024).
+
+    A split's theta is a problem of its own, and has a step size of its own: its gradient's direction is kept,
+    and half of Adam's moments are not there.
+    """
+
+    def __init__(self, thetas: Sequence[Theta], lr: float, *, absolute: bool) -> None:
+        super().__init__(thetas, lr, absolute=absolute)
+        self._moments: dict[tuple[str, str], _ChannelMoments] = {}
+
+    def moments(self, theta: Theta) -> Mapping[str, torch.Size]:
+        """One of theta's shape, one number for each output channel."""
+        sizes = [n if axis == theta.out_axis else 1 for axis, n in enumerate(theta.value.shape)]
+        return {"exp_avg": theta.value.shape, "exp_avg_sq": torch.Size(sizes)}
+
+    def state(self, theta: Theta) -> dict[str, torch.Tensor]:
+        """A step count and both moments."""
+        own = self._moments.get(_key(theta))
+        if own is None:
+            return {}
+        return {"step": torch.tensor(float(own.step)), "exp_avg": own.first, "exp_avg_sq": own.second}
+
+    def load(self, theta: Theta, state: Mapping[str, torch.Tensor]) -> None:
+        """Keeps copies."""
+        if not state:
+            return
+        own = self._of(theta)
+        own.step = int(state["step"])
+        own.first.copy_(state["exp_avg"])
+        own.second.copy_(state["exp_avg_sq"])
+
+    @torch.no_grad()
+    def _move(self, thetas: Sequence[Theta]) -> None:
+        for theta in thetas:
+            gradient = theta.value.grad
+            assert gradient is not None
+            own = self._of(theta)
+            own.step += 1
+            own.first.lerp_(gradient, 1 - _BETAS[0])
+            axes = [axis for axis in range(gradient.dim()) if axis != theta.out_axis]
+            size = gradient.numel() // max(own.second.numel(), 1)
+            norm = cast(
+                "torch.Tensor", cast("Any", torch.linalg).vector_norm(gradient, dim=axes, keepdim=True)
+            )
+            own.second.mul_(_BETAS[1]).addcmul_(norm, norm, value=(1 - _BETAS[1]) / max(size, 1))
+            first, second = (1 - beta**own.step for beta in _BETAS)
+            scale = own.second.sqrt().div_(math.sqrt(second)).add_(_EPS).reciprocal_()
+            theta.value.addcmul_(own.first, scale, value=-self._rate(theta) / first)
+
+    def _of(self, theta: Theta) -> _ChannelMoments:
+        key = _key(theta)
+        if key not in self._moments:
+            self._moments[key] = _ChannelMoments(theta, self.moments(theta)["exp_avg_sq"])
+        return self._moments[key]
+
+
+_OPTIMIZERS: Mapping[ThetaOptimizerName, type[ThetaOptimizer]] = {"adam-mini": AdamMini, "adam": Adam}
+
+
+def theta_optimizer(name: str) -> type[ThetaOptimizer]:
+    """Returns an optimizer of theta by its name.
+
+    Raises:
+        MorphirError: for an unknown name.
+    """
+    if name not in get_args(ThetaOptimizerName):
+        raise MorphirError(
+            f"unknown optimizer of theta {name!r}", hint=f"one of {', '.join(get_args(ThetaOptimizerName))}"
+        )
+    return _OPTIMIZERS[cast("ThetaOptimizerName", name)]
+
+
+def _key(theta: Theta) -> tuple[str, str]:
+    return theta.space, theta.parameter

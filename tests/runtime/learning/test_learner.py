@@ -3,6 +3,7 @@ continue."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -194,14 +195,15 @@ def _wide(dtype: torch.dtype) -> tuple[Graph, list[tuple[torch.Tensor, torch.Ten
 FORMATS = torch.contiguous_format, torch.channels_last
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adam-mini"])
 @pytest.mark.parametrize(("own", "gradients_own"), [FORMATS, FORMATS[::-1], FORMATS[:1] * 2])
 def test_theta_moves_as_plain_adam_moves_it_whatever_the_gradients_strides(
-    own: torch.memory_format, gradients_own: torch.memory_format
+    own: torch.memory_format, gradients_own: torch.memory_format, optimizer: str
 ) -> None:
     """Against Adam's update written out in float64; a convolution chooses its gradient's format."""
     graph, batches = _wide(torch.float32)
     graph.to(memory_format=own)  # pyright: ignore[reportCallIssue]
-    learner = Learner(graph, functional.cross_entropy, lr=1e-2, absolute_lr=True)
+    learner = Learner(graph, functional.cross_entropy, optimizer=optimizer, lr=1e-2, absolute_lr=True)
     theta = learner.thetas["2"]["2.weight"]
     gradients: list[torch.Tensor] = []
     set_gradient = type(theta).set_gradient
@@ -220,7 +222,9 @@ def test_theta_moves_as_plain_adam_moves_it_whatever_the_gradients_strides(
             learner.step(*batch)
     for step, gradient in enumerate(gradients, start=1):
         first = 0.9 * first + 0.1 * gradient
-        second = 0.999 * second + 0.001 * gradient.square()
+        square = gradient.square()
+        square = square if optimizer == "adam" else square.mean((1, 2, 3), keepdim=True)
+        second = 0.999 * second + 0.001 * square
         size = (second / (1 - 0.999**step)).sqrt() + 1e-8
         expected = expected - 1e-2 * first / (1 - 0.9**step) / size
     assert len(gradients) == len(batches)
@@ -228,10 +232,11 @@ def test_theta_moves_as_plain_adam_moves_it_whatever_the_gradients_strides(
 
 
 def test_the_learning_rate_is_relative_to_each_kernel_and_can_be_changed() -> None:
-    """Adam's first step is the rate itself: the sign of the gradient, whatever its size."""
+    """A first step is the rate itself, whatever the gradient's size: Adam's in each entry, Adam-mini's in the
+    root mean square of each channel's kernel."""
     graph, (images, labels) = _graph(), _batch()
-    for absolute in (False, True):
-        learner = Learner(graph, functional.cross_entropy, lr=0.5, absolute_lr=absolute)
+    for absolute, optimizer in itertools.product((False, True), ("adam", "adam-mini")):
+        learner = Learner(graph, functional.cross_entropy, optimizer=optimizer, lr=0.5, absolute_lr=absolute)
         assert learner.lr == 0.5
         learner.lr = 0.1
         before = {key: own[f"{key}.weight"].value.detach().clone() for key, own in learner.thetas.items()}
@@ -239,6 +244,8 @@ def test_the_learning_rate_is_relative_to_each_kernel_and_can_be_changed() -> No
         for key, theta in before.items():
             kernel = graph.get_parameter(f"{key}.weight").detach()
             moved = (learner.thetas[key][f"{key}.weight"].value.detach() - theta).abs()
+            if optimizer == "adam-mini":
+                moved = moved.square().flatten(1).mean(1).sqrt()
             rate = 0.1 * (1.0 if absolute else float(kernel.square().mean().sqrt()))
             assert float(moved.median()) == pytest.approx(rate, rel=1e-3)
 
@@ -406,3 +413,23 @@ def test_a_detached_loss_is_refused() -> None:
     learner = Learner(_graph(), lambda outputs, targets: functional.cross_entropy(outputs.detach(), targets))
     with pytest.raises(MorphirError, match="does not depend on the model's outputs"):
         learner.step(*_batch())
+
+
+def test_the_state_of_another_optimizer_of_theta_is_refused() -> None:
+    graph, (images, labels) = _graph(), _batch()
+    learners = [Learner(graph, functional.cross_entropy, optimizer=name) for name in ("adam", "adam-mini")]
+    for learner in learners:
+        learner.step(images, labels)
+    states = [learner.state_dict() for learner in learners]
+    for learner, own, other in zip(learners, states, states[::-1], strict=True):
+        with pytest.raises(MorphirError, match="adam/exp_avg_sq"):
+            learner.load_state_dict(other)
+        after = learner.state_dict()
+        assert all(
+            torch.equal(torch.as_tensor(value), torch.as_tensor(after[key])) for key, value in own.items()
+        )
+
+
+def test_an_unknown_optimizer_of_theta_is_named() -> None:
+    with pytest.raises(MorphirError, match="'sgd'"):
+        Learner(_graph(), functional.cross_entropy, optimizer="sgd")

@@ -68,7 +68,9 @@ class GrowthConfig(BaseModel):
     learn_curvature: str = Field(
         "auto", description="curvature term that theta is learned against; auto is mixed, or batch"
     )
-    score_curvature: str = Field("auto", description="curvature term of the scores; auto is fisher, or batch")
+    score_curvature: str = Field(
+        "auto", description="curvature term of the scores; auto is shrunk-fisher, or batch"
+    )
 
     splits: bool = Field(True, description="whether channels may be split")
     prunes: bool = Field(True, description="whether channels may be pruned")

@@ -25,7 +25,7 @@ from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
-from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, resolved
+from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, left_below, resolved
 from morphir.runtime.learning.estimate import estimate_splits
 from morphir.runtime.learning.fused_projection import FusedProjection
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram, lower
@@ -78,12 +78,14 @@ class Learner:
         graph: The graph. Its parameters, gradients, modes and ``requires_grad`` flags are as before after
             each step.
         loss: ``loss(outputs, targets)`` returns one loss a sample, ``[S]``, or their mean.
-        learn_curvature: What theta is learned against: ``"batch"`` (the paper), ``"fisher"``, ``"mixed"``,
-            ``"empirical-fisher"``, ``"sample"``; ``"auto"`` is ``"mixed"`` for a classifier (logits
-            ``[S, K]``, integer labels ``[S]``), ``"batch"`` for other outputs or targets.
-        score_curvature: What the scores are estimated with; ``"auto"`` is ``"fisher"`` or ``"batch"``.
+        learn_curvature: What theta is learned against: ``"batch"`` (the paper), ``"fisher"``,
+            ``"shrunk-fisher"``, ``"mixed"``, ``"empirical-fisher"``, ``"sample"``; ``"auto"`` is ``"mixed"``
+            for a classifier (logits ``[S, K]``, integer labels ``[S]``), ``"batch"`` for other outputs or
+            targets.
+        score_curvature: What the scores are estimated with; ``"auto"`` is ``"shrunk-fisher"`` for a
+            classifier, else ``"batch"``.
         optimizer: What moves theta: ``"adam-mini"``, Adam with one second moment for each output channel's
-            kernel, or ``"adam"``, as the paper does, which holds a quarter more.
+            kernel, or ``"adam"``, one for each entry, as the paper does.
         lr: Its learning rate, relative to the kernel's root mean square, so that a layer's scale, which a
             batch norm undoes, does not matter. The attribute ``lr`` changes it.
         absolute_lr: Take ``lr`` as it is for every kernel, as the paper does.
@@ -137,13 +139,15 @@ class Learner:
         # No values are drawn on the meta device, and it has no generator.
         meta = graph.device.type == "meta"
         self._generator = None if meta else torch.Generator(graph.device).manual_seed(seed + 1)
-        width = sum(space.width * (1 + (space.split is not None)) for space in self.lowered.spaces)
+        width = sum(len(_columns(space)) for space in self.lowered.spaces)
         dtype = (
             torch.float64
             if any(t.value.dtype == torch.float64 for t in self._all_thetas())
             else torch.float32
         )
         self._average = torch.zeros(width, dtype=dtype, device=graph.device)
+        left = [left_below(space.layers_above) for space in self.lowered.spaces for _ in _columns(space)]
+        self._left = torch.tensor(left, device=graph.device)
         self._weight = 0.0
         self._steps = 0
         self._bad_step = torch.zeros((), dtype=torch.int64, device=graph.device)
@@ -166,7 +170,7 @@ class Learner:
         with frozen(self.graph), torch.no_grad():
             forward = run_forward(self.lowered, values, targets, self.loss)
             learn = resolved(self.learn_curvature, "mixed", forward.outputs, targets)
-            score = resolved(self.score_curvature, "fisher", forward.outputs, targets)
+            score = resolved(self.score_curvature, "shrunk-fisher", forward.outputs, targets)
             _check_losses(forward.run, learn, score)
 
             def work(space: SpaceProgram, run: Pass) -> None:
@@ -270,7 +274,8 @@ class Learner:
         if space.split is None:
             return [estimate_prunes(edges, run.samples, sampled=run.sampled is not None)]
         thetas = {parameter: theta.value for parameter, theta in self._thetas[space.name].items()}
-        estimate = estimate_splits(space.split, self._project[space.name], thetas, edges, run, learn)
+        term = learn.below(space.layers_above)
+        estimate = estimate_splits(space.split, self._project[space.name], thetas, edges, run, term)
         self._optimizer.take(self._thetas[space.name], estimate.gradients)
         return [estimate.prunes, estimate.splits]
 
@@ -284,7 +289,8 @@ class Learner:
         if projections:
             q = torch.cat([projection.q for projection in projections], dim=1)
             sampled = [p.sampled for p in projections if p.sampled is not None]
-            change = score.estimate(q, torch.cat(sampled, dim=1) if sampled else None, run.losses)
+            tilde = torch.cat(sampled, dim=1) if sampled else None
+            change = score.estimate(q, tilde, run.losses, self._left)
             self._average.lerp_(change.mean(0).to(self._average.dtype), self.ema)
 
     def _split(self, space: ChannelSpace, index: int) -> Split:
@@ -357,6 +363,11 @@ def _check_losses(run: Pass, learn: Curvature, score: Curvature) -> None:
 def _identities(graph: Graph) -> tuple[int, list[torch.Tensor]]:
     """Returns what tells whether the program still is the one that was lowered."""
     return len(graph.history), list(named_state(graph).values())
+
+
+def _columns(space: SpaceProgram) -> range:
+    """Returns the columns of a space's estimates: its prunes, and its splits where it has any."""
+    return range(space.width * (1 + (space.split is not None)))
 
 
 def _may(space: ChannelSpace, index: int, kind: type[Morphism]) -> bool:

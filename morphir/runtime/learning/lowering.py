@@ -21,6 +21,7 @@ from morphir.ir.graph import Graph
 from morphir.ir.groups import Groups
 from morphir.ir.remarks import Remark
 from morphir.ir.state import named_state
+from morphir.runtime.learning.depth import layers_above
 from morphir.runtime.learning.faithful import check_copy
 from morphir.runtime.learning.folded_norm import FoldedNorm
 from morphir.runtime.learning.group_index import GroupIndex
@@ -111,12 +112,14 @@ class SpaceProgram:
         width: Number of groups.
         edges: Where its channels are read.
         split: None where no group can be split.
+        layers_above: How many mixing operators lie above what reads its channels.
     """
 
     name: str
     width: int
     edges: tuple[EdgeProgram, ...]
     split: SplitProgram | None
+    layers_above: int
 
     @cached_property
     def taps(self) -> frozenset[int]:
@@ -201,12 +204,14 @@ class _Lowering:
         known = [space for space in spaces if self._holds_samples(space, edges[space.name])]
         splits = {space.name: self._split_program(space, list(edges[space.name])) for space in known}
         taps = self._tap({space.name: edges[space.name] for space in known})
+        above = layers_above(self.graph)
         programs = tuple(
             SpaceProgram(
                 space.name,
                 space.width,
                 self._edge_programs(space, edges[space.name], splits[space.name], taps),
                 splits[space.name],
+                above[space.name],
             )
             for space in known
         )

@@ -16,6 +16,7 @@ def _formula(name: str, q: torch.Tensor, tilde: torch.Tensor) -> torch.Tensor:
     return {
         "batch": q + q**2 / (4 * mean),
         "fisher": q + tilde**2 / 2,
+        "shrunk-fisher": q + tilde**2 / 2,
         "mixed": q + q**2 / (12 * mean) + tilde**2 / 3,
         "none": q,
         "empirical-fisher": q + q**2 / 2,
@@ -34,6 +35,23 @@ def test_estimate_and_slopes(name: str) -> None:
     slope = torch.as_tensor(term.slope(q.detach(), losses), dtype=torch.float64).expand(3, 4)
     torch.testing.assert_close(slope, by_q, rtol=1e-12, atol=0)
     torch.testing.assert_close(term.sampled_slope(tilde.detach()), by_tilde, rtol=1e-12, atol=0)
+
+
+def test_layers_above_leave_less_of_the_shrunk_term_and_all_of_the_others() -> None:
+    q, tilde = torch.randn(2, 3, 4, dtype=torch.float64)
+    losses, left = BatchLosses(LOSSES.mean(), LOSSES), torch.tensor([1.0, 0.8, 0.5, 0.9])
+    for name, term in CURVATURES.items():
+        shrinks = name == "shrunk-fisher"
+        expected = _formula(name, q, tilde / (1.2**0.5 if shrinks else 1.0))
+        torch.testing.assert_close(term.below(10).estimate(q, tilde, losses), expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            term.below(10).sampled_slope(tilde) * tilde / 2,
+            term.sampled * tilde.square() / (1.2 if shrinks else 1.0),
+            rtol=1e-12,
+            atol=0,
+        )
+        expected = _formula(name, q, tilde * (left.sqrt() if shrinks else 1.0))
+        torch.testing.assert_close(term.estimate(q, tilde, losses, left), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_sampled_gradient_is_that_of_a_drawn_label() -> None:

@@ -251,7 +251,7 @@ def test_the_learning_rate_is_relative_to_each_kernel_and_can_be_changed() -> No
 
 
 @pytest.mark.parametrize(
-    ("classifier", "learn", "score"), [(True, "mixed", "fisher"), (False, "batch", "batch")]
+    ("classifier", "learn", "score"), [(True, "mixed", "shrunk-fisher"), (False, "batch", "batch")]
 )
 def test_auto_samples_labels_where_the_outputs_are_logits(classifier: bool, learn: str, score: str) -> None:
     graph, (images, labels) = _graph(), _batch()

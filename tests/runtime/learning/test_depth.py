@@ -13,7 +13,7 @@ from morphir.runtime.learning.depth import layers_above
 from morphir.seeds import resolve
 
 
-def _longest(graph: Graph, space: str) -> int:
+def _shortest(graph: Graph, space: str) -> int:
     edges = [(node.name, user.name) for node in graph.graph.nodes for user in node.users]
     program = nx.DiGraph(edges)
     mixing = {c.node for own in graph.spaces.values() for c in own.consumers}
@@ -22,7 +22,7 @@ def _longest(graph: Graph, space: str) -> int:
         for consumer in graph.spaces[space].consumers
         for path in nx.all_simple_paths(program, consumer.node, "output")
     )
-    return max((sum(name in mixing for name in path[1:]) for path in paths), default=0)
+    return min((sum(name in mixing for name in path[1:]) for path in paths), default=0)
 
 
 def test_a_chain_counts_down() -> None:
@@ -44,16 +44,18 @@ class _Residual(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         stem = torch.relu(self.stem(images))
+        # A call that leads nowhere, as guards do, is no way to an output.
+        torch._assert(stem.shape[1] == 4, "four channels")
         stream = stem + self.second(torch.relu(self.first(stem)))
         gate = self.excite(torch.relu(self.squeeze(stream.mean((2, 3)))))
         return self.head((stream * gate.sigmoid()[:, :, None, None]).mean((2, 3)))
 
 
-def test_the_longest_path_counts() -> None:
+def test_the_shortest_path_counts() -> None:
     graph = trace(_Residual(), torch.zeros(2, 3, 4, 4))
     above = layers_above(graph)
-    assert above == {name: _longest(graph, name) for name in graph.spaces}
-    assert above["first"] == 3  # behind second: squeeze, excite, head
+    assert above == {name: _shortest(graph, name) for name in graph.spaces}
+    assert above["first"] == 1  # behind second: head; squeeze and excite lie on a longer path
 
 
 @pytest.mark.parametrize("model", ["chain", "residual"])
@@ -76,6 +78,6 @@ def test_scores_shrink_by_the_layers_above(model: str) -> None:
         found[name] = learner.scores()
     assert found["none"]
     for plain, fisher, shrunk in zip(*found.values(), strict=True):
-        left = 1 / (1 + _longest(graph, plain.morphism.space) / 50)
+        left = 1 / (1 + _shortest(graph, plain.morphism.space) / 50)
         expected = plain.delta_loss + left * (fisher.delta_loss - plain.delta_loss)
         assert shrunk.delta_loss == pytest.approx(expected, rel=1e-6, abs=1e-12)

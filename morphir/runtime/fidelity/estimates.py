@@ -38,7 +38,7 @@ def estimated_changes(
         loss: Of outputs and targets, one a sample.
         curvature: Name of the second-order term.
         placement: Device, autocast, memory format.
-        seed: Of the labels that a sampled curvature draws.
+        seed: Of the signs that a sampled curvature draws.
     """
     learner = Learner(graph, loss, score_curvature=curvature, lr=0.0, init_scale=0.0, seed=seed)
     for space, thetas in learner.thetas.items():

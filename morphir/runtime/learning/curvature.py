@@ -8,8 +8,9 @@ A finite change turns ReLUs over in the layers above, of which no second derivat
 knows. The shrunk Fisher's term is the Fisher's by what this leaves of it, ``d = 1/2 / (1 + n / 50)`` with n
 layers above.
 
-with ``q = u . g``, g the gradient of the sample's loss, and ``q~ = u . g~``, g~ the gradient of the negative
-log-likelihood of a label drawn from the model's own softmax (the sampled Fisher).
+with ``q = u . g``, g the gradient of the sample's loss, and ``q~ = u . g~``, where g~ is what random signs
+make of a square root of the Fisher: ``E[g~ g~^T]`` is the Fisher of the model's own softmax. The gradient for
+a label drawn from the softmax would be such a g~ too, but varies without bound where a sample is confident.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Curvature:
 
     Attributes:
         own: c, the factor of q^2: a number, a scalar or ``[S, 1]``; None where the term has no q^2.
-        sampled: d, the factor of q~^2; 0 where no label is drawn.
+        sampled: d, the factor of q~^2; 0 where no signs are drawn.
         per_sample: Whether ``own`` needs the loss of each sample.
         shrinks: Whether ``sampled`` falls with the layers above.
     """
@@ -93,7 +94,7 @@ class Curvature:
 
         Args:
             q: q, ``[S, groups]``.
-            sampled_q: q~; None where no label was drawn.
+            sampled_q: q~; None where no signs were drawn.
             losses: The batch's losses.
             left: :func:`left_below` of each group, for groups of several spaces.
         """
@@ -153,7 +154,7 @@ def left_below(layers: int) -> float:
 
 
 AUTO = "auto"
-"""The name that stands for a sampled curvature where labels can be drawn, else for the paper's."""
+"""The name that stands for a sampled curvature where the Fisher is known, else for the paper's."""
 
 
 def resolved(name: str, preferred: str, outputs: object, targets: object) -> Curvature:
@@ -212,12 +213,12 @@ def are_logits(outputs: object, targets: object) -> bool:
 def sampled_logit_gradient(
     outputs: object, targets: object, generator: torch.Generator | None
 ) -> torch.Tensor:
-    """Draws labels from the model's softmax, and returns the gradient of -log p(label) by the logits.
+    """Draws g~ at the logits, ``[S, K]``: random signs times a square root of the softmax's Fisher.
 
     Args:
         outputs: The model's outputs; must be logits ``[S, K]``.
         targets: The batch's targets; must be integer labels ``[S]``.
-        generator: Source of the draw, on the logits' device.
+        generator: Source of the signs, on the logits' device.
 
     Raises:
         MorphirError: if this is not a classifier with one integer label a sample.
@@ -230,8 +231,16 @@ def sampled_logit_gradient(
     assert isinstance(outputs, torch.Tensor)
     logits = outputs.detach().to(at_least_single(outputs.dtype))
     probabilities = functional.softmax(logits, dim=1)
-    # The largest p / Exponential(1) is a draw from p; torch.multinomial would wait for the device.
-    noise = torch.empty_like(probabilities).exponential_(generator=generator)
-    labels = (probabilities / noise).argmax(dim=1, keepdim=True)
-    ones = torch.ones_like(labels, dtype=probabilities.dtype)
-    return probabilities.scatter_add(1, labels, -ones).to(outputs.dtype)
+    signs = torch.empty_like(probabilities).bernoulli_(generator=generator).mul_(2).sub_(1)
+    return times_fisher_root(probabilities, signs).to(outputs.dtype)
+
+
+def times_fisher_root(probabilities: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+    """Returns R r for each sample, ``[S, K]``, where R R^T = diag(p) - p p^T, the softmax's Fisher.
+
+    Args:
+        probabilities: p, ``[S, K]``.
+        signs: r, ``[S, K]``.
+    """
+    scaled = probabilities.sqrt() * signs
+    return scaled - probabilities * scaled.sum(dim=1, keepdim=True)

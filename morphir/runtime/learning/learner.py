@@ -95,7 +95,7 @@ class Learner:
         compile: Compile the elementwise work of every space into fused kernels by ``torch.compile``. The
             first steps take longer, seconds for each kind of region; later ones, and later runs, find the
             kernels in PyTorch's cache.
-        seed: Seed of theta's initial values and of the sampled labels.
+        seed: Seed of theta's initial values and of the sampled Fisher.
 
     Attributes:
         refused: Space name to the remark why not all is learned that the analysis allows.

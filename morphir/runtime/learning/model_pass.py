@@ -32,7 +32,7 @@ class Pass:
         samples: S.
         losses: The batch's losses.
         gradients: By tap, the gradient of the *summed* loss; a missing one is 0.
-        sampled: The same for the sampled labels' negative log-likelihood; None where no curvature asks for
+        sampled: The same for the sampled square root of the Fisher; None where no curvature asks for
             it.
     """
 
@@ -100,9 +100,9 @@ def run_backward(
         forward: The forward pass.
         lowered: The lowered graph.
         targets: The batch's targets.
-        generator: Draws the sampled labels.
+        generator: Draws the Fisher's random signs.
         work: What to do with a space; must not change the gradients that it finds in the pass.
-        sample: Whether to backpropagate from sampled labels too.
+        sample: Whether to backpropagate the Fisher's random signs too.
     """
     run, loss = replace(forward.run, sampled={} if sample else None), forward.loss
     whole = torch.full_like(loss, 1 if loss.dim() else run.samples)

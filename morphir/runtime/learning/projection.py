@@ -68,7 +68,7 @@ class RegionValues:
         externals: What the region reads besides.
         edges: The edges' values; None for one that the loss does not depend on.
         samples: How many samples there are.
-        sampled: Whether there is a gradient for sampled labels.
+        sampled: Whether there is a gradient for the sampled Fisher.
     """
 
     ys: Sequence[torch.Tensor]

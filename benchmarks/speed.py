@@ -133,7 +133,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "ratio": ".2f",
         "goal": ".2f",
         "uncompiled": ".2f",
-        "sampled labels too": ".2f",
+        "sampled Fisher too": ".2f",
         "training, MiB": ".1f",
         "learning, MiB": ".1f",
         "ratio ": ".2f",

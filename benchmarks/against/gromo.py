@@ -187,7 +187,7 @@ def _networks(rows: Sequence[Row]) -> str:
         "learning, ms": ".1f",
         "ratio": ".2f",
         "uncompiled": ".2f",
-        "sampled labels too": ".2f",
+        "sampled Fisher too": ".2f",
         "gromo: layers": "d",
         "all at once, ms": ".0f",
         "ratio  ": ".1f",

@@ -80,7 +80,7 @@ ARMS: dict[str, Arm] = {
     "uncompiled": partial(learning, compile=False),
     "sampled": partial(learning, curvature="auto"),
 }
-"""``sampled``: with the default curvatures, which take a second data-gradient pass, for the sampled Fisher."""
+"""``sampled``: with the default curvatures, which take a second pass for the sampled Fisher."""
 
 
 def _data(case: Case, mode: Mode, device: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -174,9 +174,7 @@ class AdamMini(ThetaOptimizer):
             own.first.lerp_(gradient, 1 - _BETAS[0])
             axes = [axis for axis in range(gradient.dim()) if axis != theta.out_axis]
             size = gradient.numel() // max(own.second.numel(), 1)
-            norm = cast(
-                "torch.Tensor", cast("Any", torch.linalg).vector_norm(gradient, dim=axes, keepdim=True)
-            )
+            norm = _norm(gradient, axes)
             own.second.mul_(_BETAS[1]).addcmul_(norm, norm, value=(1 - _BETAS[1]) / max(size, 1))
             first, second = (1 - beta**own.step for beta in _BETAS)
             scale = own.second.sqrt().div_(math.sqrt(second)).add_(_EPS).reciprocal_()
@@ -203,6 +201,12 @@ def theta_optimizer(name: str) -> type[ThetaOptimizer]:
             f"unknown optimizer of theta {name!r}", hint=f"one of {', '.join(get_args(ThetaOptimizerName))}"
         )
     return _OPTIMIZERS[cast("ThetaOptimizerName", name)]
+
+
+def _norm(tensor: torch.Tensor, axes: list[int]) -> torch.Tensor:
+    """Returns the norm along some axes, which stay with size 1."""
+    # No axes would mean all to vector_norm.
+    return cast("Any", torch.linalg).vector_norm(tensor, dim=axes, keepdim=True) if axes else tensor.abs()
 
 
 def _key(theta: Theta) -> tuple[str, str]:

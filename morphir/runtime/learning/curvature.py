@@ -4,13 +4,13 @@ Every term is a quadratic form per sample s, so its gradient needs no rule of it
 
     delta_L = 1/S sum_s [ q_s + c_s q_s^2 + d q~_s^2 ]
 
-A finite change turns ReLUs over in the layers above, of which no second derivative of the unchanged network
-knows. The shrunk Fisher's term is the Fisher's by what this leaves of it, ``d = 1/2 / (1 + n / 50)`` with n
-layers above.
-
 with ``q = u . g``, g the gradient of the sample's loss, and ``q~ = u . g~``, where g~ is what random signs
 make of a square root of the Fisher: ``E[g~ g~^T]`` is the Fisher of the model's own softmax. The gradient for
 a label drawn from the softmax would be such a g~ too, but varies without bound where a sample is confident.
+
+A finite change turns ReLUs over in the layers above, of which no second derivative of the unchanged network
+knows. The shrunk Fisher's term is the Fisher's by what this leaves of it, ``d = 1/2 / (1 + n / 50)`` with n
+layers above.
 """
 
 from __future__ import annotations
@@ -67,45 +67,30 @@ class Curvature:
 
     Attributes:
         own: c, the factor of q^2: a number, a scalar or ``[S, 1]``; None where the term has no q^2.
-        sampled: d, the factor of q~^2; 0 where no signs are drawn.
+        sampled: d, the factor of q~^2, a number or one for each group; None where the term has no q~^2.
         per_sample: Whether ``own`` needs the loss of each sample.
         shrinks: Whether ``sampled`` falls with the layers above.
     """
 
     own: Coefficient | None
-    sampled: float = 0.0
+    sampled: torch.Tensor | float | None = None
     per_sample: bool = False
     shrinks: bool = False
 
-    def below(self, layers: int) -> Curvature:
-        """Returns the term for a space with so many layers above."""
-        if not self.shrinks:
+    def below(self, layers: torch.Tensor | int) -> Curvature:
+        """Returns the term for groups with so many layers above: one number, or one for each group."""
+        if not self.shrinks or self.sampled is None:
             return self
-        return replace(self, sampled=self.sampled * left_below(layers), shrinks=False)
+        return replace(self, sampled=self.sampled / (1.0 + _BENT_BY_A_LAYER * layers), shrinks=False)
 
-    def estimate(
-        self,
-        q: torch.Tensor,
-        sampled_q: torch.Tensor | None,
-        losses: BatchLosses,
-        left: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Returns each sample's estimated loss change, ``[S, groups]``.
-
-        Args:
-            q: q, ``[S, groups]``.
-            sampled_q: q~; None where no signs were drawn.
-            losses: The batch's losses.
-            left: :func:`left_below` of each group, for groups of several spaces.
-        """
+    def estimate(self, q: torch.Tensor, sampled_q: torch.Tensor | None, losses: BatchLosses) -> torch.Tensor:
+        """Returns each sample's estimated loss change, ``[S, groups]``."""
         change = q
         if self.own is not None:
             change = change + self.own(losses) * q.square()
-        if self.sampled:
+        if self.sampled is not None:
             assert sampled_q is not None
-            squares = sampled_q.square()
-            squares = squares * left if self.shrinks and left is not None else squares
-            change = change + self.sampled * squares
+            change = change + self.sampled * sampled_q.square()
         return change
 
     def slope(self, q: torch.Tensor, losses: BatchLosses) -> torch.Tensor | float:
@@ -113,7 +98,8 @@ class Curvature:
         return 1.0 if self.own is None else 1.0 + 2.0 * self.own(losses) * q
 
     def sampled_slope(self, sampled_q: torch.Tensor) -> torch.Tensor:
-        """Returns the estimate's derivative by q~, ``[S, groups]``."""
+        """Returns the estimate's derivative by q~, ``[S, groups]``, of a term that has q~^2."""
+        assert self.sampled is not None
         return 2.0 * self.sampled * sampled_q
 
 
@@ -146,11 +132,6 @@ CURVATURES: dict[str, Curvature] = {
     "empirical-fisher": Curvature(_one_half),
     "sample": Curvature(_sample, per_sample=True),
 }
-
-
-def left_below(layers: int) -> float:
-    """Returns what so many layers above leave of the Fisher's term at a finite change."""
-    return 1.0 / (1.0 + _BENT_BY_A_LAYER * layers)
 
 
 AUTO = "auto"

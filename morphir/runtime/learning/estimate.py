@@ -111,7 +111,7 @@ def _slopes(
 ) -> tuple[torch.Tensor | float, torch.Tensor | None]:
     """Returns the derivatives of the mean of the splits' summed estimates by q and q~."""
     slope = curvature.slope(splits.q, losses) / samples
-    if not curvature.sampled or splits.sampled is None:
+    if curvature.sampled is None or splits.sampled is None:
         return slope, None
     return slope, curvature.sampled_slope(splits.sampled) / samples
 

@@ -25,7 +25,7 @@ from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
-from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, left_below, resolved
+from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, resolved
 from morphir.runtime.learning.estimate import estimate_splits
 from morphir.runtime.learning.fused_projection import FusedProjection
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram, lower
@@ -140,14 +140,11 @@ class Learner:
         meta = graph.device.type == "meta"
         self._generator = None if meta else torch.Generator(graph.device).manual_seed(seed + 1)
         width = sum(len(_columns(space)) for space in self.lowered.spaces)
-        dtype = (
-            torch.float64
-            if any(t.value.dtype == torch.float64 for t in self._all_thetas())
-            else torch.float32
-        )
+        double = any(theta.value.dtype == torch.float64 for theta in self._all_thetas())
+        dtype = torch.float64 if double else torch.float32
         self._average = torch.zeros(width, dtype=dtype, device=graph.device)
-        left = [left_below(space.layers_above) for space in self.lowered.spaces for _ in _columns(space)]
-        self._left = torch.tensor(left, device=graph.device)
+        above = [space.layers_above for space in self.lowered.spaces for _ in _columns(space)]
+        self._layers_above = torch.tensor(above, dtype=dtype, device=graph.device)
         self._weight = 0.0
         self._steps = 0
         self._bad_step = torch.zeros((), dtype=torch.int64, device=graph.device)
@@ -176,7 +173,7 @@ class Learner:
             def work(space: SpaceProgram, run: Pass) -> None:
                 projections[space.name] = self._work(space, run, learn)
 
-            sample = bool(learn.sampled or score.sampled)
+            sample = learn.sampled is not None or score.sampled is not None
             run_backward(forward, self.lowered, targets, self._generator, work, sample=sample)
             self._optimizer.move()
             ordered = [projection for space in self.lowered.spaces for projection in projections[space.name]]
@@ -239,10 +236,9 @@ class Learner:
         if self._generator is not None:
             state["generator"] = self._generator.get_state()
         for theta in self._all_thetas():
-            key = f"{theta.space}/{theta.parameter}"
-            state[f"theta/{key}"] = theta.value.detach().clone()
+            state[f"theta/{theta.key}"] = theta.value.detach().clone()
             for name, value in self._optimizer.state(theta).items():
-                state[f"adam/{name}/{key}"] = value.clone()
+                state[f"adam/{name}/{theta.key}"] = value.clone()
         return state
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor | float]) -> None:
@@ -258,10 +254,11 @@ class Learner:
         if self._generator is not None and "generator" in state:
             self._generator.set_state(_tensor(state, "generator").cpu())
         for theta in self._all_thetas():
-            key = f"{theta.space}/{theta.parameter}"
             with torch.no_grad():
-                theta.value.copy_(_tensor(state, f"theta/{key}"))
-                found = {name: f"adam/{name}/{key}" for name in ("step", *self._optimizer.moments(theta))}
+                theta.value.copy_(_tensor(state, f"theta/{theta.key}"))
+                found = {
+                    name: f"adam/{name}/{theta.key}" for name in ("step", *self._optimizer.moments(theta))
+                }
                 self._optimizer.load(theta, {n: _tensor(state, k) for n, k in found.items() if k in state})
 
     def _work(self, space: SpaceProgram, run: Pass, learn: Curvature) -> list[Projection]:
@@ -290,7 +287,7 @@ class Learner:
             q = torch.cat([projection.q for projection in projections], dim=1)
             sampled = [p.sampled for p in projections if p.sampled is not None]
             tilde = torch.cat(sampled, dim=1) if sampled else None
-            change = score.estimate(q, tilde, run.losses, self._left)
+            change = score.below(self._layers_above).estimate(q, tilde, run.losses)
             self._average.lerp_(change.mean(0).to(self._average.dtype), self.ema)
 
     def _split(self, space: ChannelSpace, index: int) -> Split:
@@ -313,12 +310,11 @@ class Learner:
             )
 
     def _check_loadable(self, state: Mapping[str, torch.Tensor | float]) -> None:
-        thetas = {f"{theta.space}/{theta.parameter}": theta for theta in self._all_thetas()}
-        required = {f"theta/{key}": theta.value.shape for key, theta in thetas.items()}
+        required = {f"theta/{theta.key}": theta.value.shape for theta in self._all_thetas()}
         required["average"] = self._average.shape
         moments = {
-            f"adam/{name}/{key}": shape
-            for key, theta in thetas.items()
+            f"adam/{name}/{theta.key}": shape
+            for theta in self._all_thetas()
             for name, shape in self._optimizer.moments(theta).items()
         }
         expected = required | {key: shape for key, shape in moments.items() if key in state}

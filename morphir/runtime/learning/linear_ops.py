@@ -37,11 +37,9 @@ def _convolution(module: Any) -> Apply:
     def apply(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         padding = module.padding
         sizes = tuple(x.shape[x.dim() - len(padding) :])
-        # Sizes of a program that is being compiled are no numbers.
-        if all(type(size) is int for size in sizes):
-            live = live_taps(sizes, module.kernel_size, module.stride, padding, module.dilation)
-            if live is not None:
-                kernel, padding = live.of(kernel), live.padding
+        live = live_taps(sizes, module.kernel_size, module.stride, padding, module.dilation)
+        if live is not None:
+            kernel, padding = live.of(kernel), live.padding
         return convolve(x, kernel, bias, module.stride, padding, module.dilation, module.groups)
 
     return apply

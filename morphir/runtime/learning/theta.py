@@ -40,6 +40,11 @@ class Theta:
     mask: torch.Tensor | None
     unit: float
 
+    @property
+    def key(self) -> str:
+        """Its name among a learner's thetas."""
+        return f"{self.space}/{self.parameter}"
+
     @staticmethod
     def initial(
         kernel: torch.Tensor,

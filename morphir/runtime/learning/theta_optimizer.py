@@ -73,9 +73,6 @@ class ThetaOptimizer(ABC):
     @abstractmethod
     def _move(self, thetas: Sequence[Theta]) -> None: ...
 
-    def _rate(self, theta: Theta) -> float:
-        return self.lr * self._unit(theta)
-
     def _unit(self, theta: Theta) -> float:
         return 1.0 if self._absolute else theta.unit
 
@@ -141,7 +138,7 @@ class AdamMini(ThetaOptimizer):
 
     def __init__(self, thetas: Sequence[Theta], lr: float, *, absolute: bool) -> None:
         super().__init__(thetas, lr, absolute=absolute)
-        self._moments: dict[tuple[str, str], _ChannelMoments] = {}
+        self._moments: dict[str, _ChannelMoments] = {}
 
     def moments(self, theta: Theta) -> Mapping[str, torch.Size]:
         """One of theta's shape, one number for each output channel."""
@@ -150,7 +147,7 @@ class AdamMini(ThetaOptimizer):
 
     def state(self, theta: Theta) -> dict[str, torch.Tensor]:
         """A step count and both moments."""
-        own = self._moments.get(_key(theta))
+        own = self._moments.get(theta.key)
         if own is None:
             return {}
         return {"step": torch.tensor(float(own.step)), "exp_avg": own.first, "exp_avg_sq": own.second}
@@ -178,13 +175,12 @@ class AdamMini(ThetaOptimizer):
             own.second.mul_(_BETAS[1]).addcmul_(norm, norm, value=(1 - _BETAS[1]) / max(size, 1))
             first, second = (1 - beta**own.step for beta in _BETAS)
             scale = own.second.sqrt().div_(math.sqrt(second)).add_(_EPS).reciprocal_()
-            theta.value.addcmul_(own.first, scale, value=-self._rate(theta) / first)
+            theta.value.addcmul_(own.first, scale, value=-self.lr * self._unit(theta) / first)
 
     def _of(self, theta: Theta) -> _ChannelMoments:
-        key = _key(theta)
-        if key not in self._moments:
-            self._moments[key] = _ChannelMoments(theta, self.moments(theta)["exp_avg_sq"])
-        return self._moments[key]
+        if theta.key not in self._moments:
+            self._moments[theta.key] = _ChannelMoments(theta, self.moments(theta)["exp_avg_sq"])
+        return self._moments[theta.key]
 
 
 _OPTIMIZERS: Mapping[ThetaOptimizerName, type[ThetaOptimizer]] = {"adam-mini": AdamMini, "adam": Adam}
@@ -207,7 +203,3 @@ def _norm(tensor: torch.Tensor, axes: list[int]) -> torch.Tensor:
     """Returns the norm along some axes, which stay with size 1."""
     # No axes would mean all to vector_norm.
     return cast("Any", torch.linalg).vector_norm(tensor, dim=axes, keepdim=True) if axes else tensor.abs()
-
-
-def _key(theta: Theta) -> tuple[str, str]:
-    return theta.space, theta.parameter

@@ -4,9 +4,8 @@ Every term is a quadratic form per sample s, so its gradient needs no rule of it
 
     delta_L = 1/S sum_s [ q_s + c_s q_s^2 + d q~_s^2 ]
 
-with ``q = u . g``, g the gradient of the sample's loss, and ``q~ = u . g~``, where g~ is what random signs
-make of a square root of the Fisher: ``E[g~ g~^T]`` is the Fisher of the model's own softmax. The gradient for
-a label drawn from the softmax would be such a g~ too, but varies without bound where a sample is confident.
+with ``q = u . g``, g the gradient of the sample's loss, and ``q~ = u . g~``, where ``E[g~ g~^T]`` is the
+Fisher of the model's own softmax (:mod:`morphir.runtime.learning.fisher`).
 
 A finite change turns ReLUs over in the layers above, of which no second derivative of the unchanged network
 knows. The shrunk Fisher's term is the Fisher's by what this leaves of it, ``d = 1/2 / (1 + n / 50)`` with n
@@ -20,10 +19,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch.nn import functional
 
 from morphir.errors import MorphirError
-from morphir.runtime.learning.precision import at_least_single
 
 _SMALLEST_LOSS = 1e-8
 _SAMPLE_LOSS_FLOOR = 0.1
@@ -138,18 +135,17 @@ AUTO = "auto"
 """The name that stands for a sampled curvature where the Fisher is known, else for the paper's."""
 
 
-def resolved(name: str, preferred: str, outputs: object, targets: object) -> Curvature:
-    """Returns a curvature by name; for :data:`AUTO` the one that outputs and targets allow.
+def resolved(name: str, preferred: str, *, fisher_is_known: bool) -> Curvature:
+    """Returns a curvature by name.
 
     Args:
         name: A curvature, or :data:`AUTO`.
-        preferred: What :data:`AUTO` is for a classifier; ``"batch"`` serves every loss.
-        outputs: The model's outputs.
-        targets: The batch's targets.
+        preferred: What :data:`AUTO` is where the Fisher is known; ``"batch"`` serves every loss.
+        fisher_is_known: Whether the model is a classifier, and its loss bends.
     """
     if name != AUTO:
         return curvature(name)
-    return CURVATURES[preferred if are_logits(outputs, targets) else "batch"]
+    return CURVATURES[preferred if fisher_is_known else "batch"]
 
 
 def check_name(name: str) -> str:
@@ -176,52 +172,3 @@ def curvature(name: str) -> Curvature:
             f"there is no curvature {name!r}", hint=f"the curvatures are: {', '.join(CURVATURES)}"
         )
     return CURVATURES[name]
-
-
-def are_logits(outputs: object, targets: object) -> bool:
-    """Whether these are a classifier's logits ``[S, K]`` and one integer label a sample."""
-    return (
-        isinstance(outputs, torch.Tensor)
-        and isinstance(targets, torch.Tensor)
-        and outputs.dim() == 2
-        and outputs.is_floating_point()
-        and targets.shape == outputs.shape[:1]
-        and not targets.is_floating_point()
-        and not targets.is_complex()
-    )
-
-
-def sampled_logit_gradient(
-    outputs: object, targets: object, generator: torch.Generator | None
-) -> torch.Tensor:
-    """Draws g~ at the logits, ``[S, K]``: random signs times a square root of the softmax's Fisher.
-
-    Args:
-        outputs: The model's outputs; must be logits ``[S, K]``.
-        targets: The batch's targets; must be integer labels ``[S]``.
-        generator: Source of the signs, on the logits' device.
-
-    Raises:
-        MorphirError: if this is not a classifier with one integer label a sample.
-    """
-    if not are_logits(outputs, targets):
-        raise MorphirError(
-            "the Fisher curvature needs logits [samples, classes] and one integer label a sample",
-            hint='use curvature "batch" for any other kind of output or loss',
-        )
-    assert isinstance(outputs, torch.Tensor)
-    logits = outputs.detach().to(at_least_single(outputs.dtype))
-    probabilities = functional.softmax(logits, dim=1)
-    signs = torch.empty_like(probabilities).bernoulli_(generator=generator).mul_(2).sub_(1)
-    return times_fisher_root(probabilities, signs).to(outputs.dtype)
-
-
-def times_fisher_root(probabilities: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
-    """Returns R r for each sample, ``[S, K]``, where R R^T = diag(p) - p p^T, the softmax's Fisher.
-
-    Args:
-        probabilities: p, ``[S, K]``.
-        signs: r, ``[S, K]``.
-    """
-    scaled = probabilities.sqrt() * signs
-    return scaled - probabilities * scaled.sum(dim=1, keepdim=True)

@@ -1,7 +1,8 @@
 """``Learner``: learns every split, and scores every split and prune, of every space at once.
 
-The model's weights are frozen and in evaluation mode during a step. One forward and one data-gradient pass
-serve all spaces; each then costs one convolution for delta and one for theta's gradient.
+The model's weights are frozen and in evaluation mode during a step. One forward and one data-gradient pass,
+or two where a curvature samples the Fisher, serve all spaces; each then costs one convolution for delta and
+one for theta's gradient.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
 from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, resolved
 from morphir.runtime.learning.estimate import estimate_splits
+from morphir.runtime.learning.fisher import is_known
 from morphir.runtime.learning.fused_projection import FusedProjection
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram, lower
-from morphir.runtime.learning.model_pass import Loss, Pass, detached, run_backward, run_forward
+from morphir.runtime.learning.model_pass import Forward, Loss, Pass, detached, run_backward, run_forward
 from morphir.runtime.learning.projection import (
     Project,
     Projection,
@@ -80,8 +82,8 @@ class Learner:
         loss: ``loss(outputs, targets)`` returns one loss a sample, ``[S]``, or their mean.
         learn_curvature: What theta is learned against: ``"batch"`` (the paper), ``"fisher"``,
             ``"shrunk-fisher"``, ``"mixed"``, ``"empirical-fisher"``, ``"sample"``; ``"auto"`` is ``"mixed"``
-            for a classifier (logits ``[S, K]``, integer labels ``[S]``), ``"batch"`` for other outputs or
-            targets.
+            for a classifier (logits ``[N, K]``, integer labels ``[N]``, a loss with a second derivative by
+            them), ``"batch"`` for other outputs or targets; ``"none"`` is the first order alone.
         score_curvature: What the scores are estimated with; ``"auto"`` is ``"shrunk-fisher"`` for a
             classifier, else ``"batch"``.
         optimizer: What moves theta: ``"adam-mini"``, Adam with one second moment for each output channel's
@@ -101,7 +103,7 @@ class Learner:
         refused: Space name to the remark why not all is learned that the analysis allows.
 
     Raises:
-        MorphirError: for an unknown curvature or space.
+        MorphirError: for an unknown curvature, optimizer or space.
     """
 
     def __init__(
@@ -166,16 +168,18 @@ class Learner:
         projections: dict[str, list[Projection]] = {}
         with frozen(self.graph), torch.no_grad():
             forward = run_forward(self.lowered, values, targets, self.loss)
-            learn = resolved(self.learn_curvature, "mixed", forward.outputs, targets)
-            score = resolved(self.score_curvature, "shrunk-fisher", forward.outputs, targets)
-            _check_losses(forward.run, learn, score)
+            learn, score = self._curvatures(forward, targets)
 
             def work(space: SpaceProgram, run: Pass) -> None:
                 projections[space.name] = self._work(space, run, learn)
 
             sample = learn.sampled is not None or score.sampled is not None
-            run_backward(forward, self.lowered, targets, self._generator, work, sample=sample)
-            self._optimizer.move()
+            try:
+                run_backward(forward, self.lowered, targets, self._generator, work, sample=sample)
+                self._optimizer.move()
+            except BaseException:
+                self._optimizer.drop()
+                raise
             ordered = [projection for space in self.lowered.spaces for projection in projections[space.name]]
             self._record(ordered, forward.run, score)
         return StepResult(forward.run.losses.mean, detached(forward.outputs))
@@ -261,6 +265,19 @@ class Learner:
                 }
                 self._optimizer.load(theta, {n: _tensor(state, k) for n, k in found.items() if k in state})
 
+    def _curvatures(self, forward: Forward, targets: Any) -> tuple[Curvature, Curvature]:
+        """Returns what to learn with, and what to score with."""
+        named = self.learn_curvature, self.score_curvature
+        known = AUTO in named and is_known(forward.outputs, targets, forward.loss)
+        learn = resolved(self.learn_curvature, "mixed", fisher_is_known=known)
+        score = resolved(self.score_curvature, "shrunk-fisher", fisher_is_known=known)
+        if forward.run.losses.samples is None and (learn.per_sample or score.per_sample):
+            raise MorphirError(
+                "this curvature needs the loss of each sample, and the loss function returns their mean",
+                hint='return one loss a sample: reduction="none"',
+            )
+        return learn, score
+
     def _work(self, space: SpaceProgram, run: Pass, learn: Curvature) -> list[Projection]:
         """Estimates one space's prunes and splits, and hands theta's gradients to the optimizer."""
         edges = edge_values(space, run)
@@ -311,19 +328,19 @@ class Learner:
 
     def _check_loadable(self, state: Mapping[str, torch.Tensor | float]) -> None:
         required = {f"theta/{theta.key}": theta.value.shape for theta in self._all_thetas()}
-        required["average"] = self._average.shape
-        moments = {
-            f"adam/{name}/{theta.key}": shape
-            for theta in self._all_thetas()
-            for name, shape in self._optimizer.moments(theta).items()
-        }
-        expected = required | {key: shape for key, shape in moments.items() if key in state}
+        required |= {"average": self._average.shape, "bad_step": self._bad_step.shape}
+        for theta in self._all_thetas():
+            # Before its first move a theta has no moments; else it has all of them.
+            own = {f"adam/{name}/{theta.key}": s for name, s in self._optimizer.moments(theta).items()}
+            own[f"adam/step/{theta.key}"] = torch.Size()
+            required |= own if any(key in state for key in own) else {}
         given = {key: value.shape for key, value in state.items() if isinstance(value, torch.Tensor)}
-        known = [key for key in given if key in expected or key.startswith("theta/")]
-        wrong = sorted(key for key in {*expected, *known} if expected.get(key) != given.get(key))
+        known = [key for key in given if key in required or key.startswith("theta/")]
+        wrong = {key for key in {*required, *known} if required.get(key) != given.get(key)}
+        wrong |= {key for key in ("steps", "weight") if key not in state}
         if wrong:
             raise MorphirError(
-                f"this learner state is of another graph or optimizer of theta: {', '.join(wrong)}",
+                f"this learner state is of another graph or optimizer of theta: {', '.join(sorted(wrong))}",
                 hint="load it into a learner like the one that it was saved from",
             )
 
@@ -346,14 +363,6 @@ def frozen(graph: nn.Module) -> Generator[None]:
             module.training = True
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-def _check_losses(run: Pass, learn: Curvature, score: Curvature) -> None:
-    if run.losses.samples is None and (learn.per_sample or score.per_sample):
-        raise MorphirError(
-            "this curvature needs the loss of each sample, and the loss function returns their mean",
-            hint='return one loss a sample: reduction="none"',
-        )
 
 
 def _identities(graph: Graph) -> tuple[int, list[torch.Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,29 +20,38 @@ def module_apply(module: nn.Module) -> Apply | None:
     return next((make(module) for kind, make in _MODULES if isinstance(module, kind)), None)
 
 
-_CONVOLUTIONS: tuple[tuple[Any, Callable[..., torch.Tensor]], ...] = (
-    (nn.Conv1d, functional.conv1d),
-    (nn.Conv2d, functional.conv2d),
-    (nn.Conv3d, functional.conv3d),
+_CONVOLUTIONS: tuple[tuple[Any, Callable[..., torch.Tensor], int], ...] = (
+    (nn.Conv1d, functional.conv1d, 1),
+    (nn.Conv2d, functional.conv2d, 2),
+    (nn.Conv3d, functional.conv3d, 3),
 )
 
 
 def _convolution(module: Any) -> Apply:
     forward = module._conv_forward
     own = getattr(forward, "__func__", None)
-    convolve = next((function for kind, function in _CONVOLUTIONS if own is kind._conv_forward), None)
-    if convolve is None or module.padding_mode != "zeros" or isinstance(module.padding, str):
+    found = next(((call, n) for kind, call, n in _CONVOLUTIONS if own is kind._conv_forward), None)
+    if found is None or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return forward
+    convolve, axes = found
 
     def apply(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        padding = module.padding
-        sizes = tuple(x.shape[x.dim() - len(padding) :])
-        live = live_taps(sizes, module.kernel_size, module.stride, padding, module.dilation)
+        stride, padding, dilation = (
+            _along_axes(option, axes) for option in (module.stride, module.padding, module.dilation)
+        )
+        # As PyTorch does, from the kernel itself, whatever the module says of its size.
+        live = live_taps(tuple(x.shape[-axes:]), tuple(kernel.shape[2:]), stride, padding, dilation)
         if live is not None:
             kernel, padding = live.of(kernel), live.padding
-        return convolve(x, kernel, bias, module.stride, padding, module.dilation, module.groups)
+        return convolve(x, kernel, bias, stride, padding, dilation, module.groups)
 
     return apply
+
+
+def _along_axes(option: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """Returns one number for each spatial axis; one number may stand for all, as PyTorch allows."""
+    numbers = (option,) if isinstance(option, int) else tuple(option)
+    return numbers * axes if len(numbers) == 1 else numbers
 
 
 def _transposed(function: Callable[..., torch.Tensor]) -> Callable[[Any], Apply]:

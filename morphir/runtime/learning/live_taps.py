@@ -7,7 +7,6 @@ zero. Left out, they cost neither arithmetic nor a pass over the kernel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -33,11 +32,11 @@ class LiveTaps:
 
 @lru_cache(maxsize=4096)
 def live_taps(
-    sizes: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    sizes: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
 ) -> LiveTaps | None:
     """Returns the taps that meet values of these sizes; None where all do.
 

@@ -203,8 +203,8 @@ class _Lowering:
         edges = {space.name: self._edges(space) for space in spaces}
         known = [space for space in spaces if self._holds_samples(space, edges[space.name])]
         splits = {space.name: self._split_program(space, list(edges[space.name])) for space in known}
+        above = layers_above(self.graph.spaces.values(), self.work)
         taps = self._tap({space.name: edges[space.name] for space in known})
-        above = layers_above(self.graph)
         programs = tuple(
             SpaceProgram(
                 space.name,

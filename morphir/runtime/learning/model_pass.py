@@ -16,7 +16,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from morphir.errors import MorphirError
-from morphir.runtime.learning.curvature import BatchLosses, sampled_logit_gradient
+from morphir.runtime.learning.curvature import BatchLosses
+from morphir.runtime.learning.fisher import sampled_logit_gradient
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram
 from morphir.runtime.learning.precision import autocast_dtype
 
@@ -110,7 +111,7 @@ def run_backward(
     if run.sampled is None:
         _stream(loss, whole, forward.taps, run.gradients, arrivals)
     else:
-        logit_gradient = sampled_logit_gradient(forward.outputs, targets, generator)
+        logit_gradient = sampled_logit_gradient(forward.outputs, targets, loss, whole, generator)
         slots, taps = list(forward.taps), list(forward.taps.values())
         found = cast(
             "Sequence[torch.Tensor | None]",

@@ -1,4 +1,4 @@
-"""theta: one tensor for each producer of a space, of its kernel's rows in that space, learned by Adam.
+"""theta: one tensor for each producer of a space, of its kernel's rows in that space.
 
 Rows of groups that cannot be split stay 0.
 """
@@ -29,7 +29,8 @@ class Theta:
         rows: For every group, its rows of ``value`` along ``out_axis``.
         value: theta, of the shape of the kernel's own rows, in float32 at least; requires grad.
         mask: 1 on the rows that can be split, broadcastable; None where all can.
-        unit: Root mean square of the kernel's own rows; 1 where they have no values.
+        unit: Root mean square of the kernel's own rows; of a kernel of zeros, what initialisation gives one
+            with as many inputs; 1 where they have no values.
     """
 
     space: str
@@ -73,6 +74,8 @@ class Theta:
         dtype = at_least_single(kernel.dtype)
         noise = torch.randn(kernel.shape, generator=generator, dtype=torch.float64).to(kernel.device, dtype)
         size = kernel.to(dtype).square().mean().sqrt()
+        inputs = kernel.numel() // max(kernel.shape[producer.out_axis], 1)
+        size = torch.where(size > 0, size, max(inputs, 1) ** -0.5)
         value = noise * (scale * size)
         value = value if mask is None else value * mask
         # The kernel's memory format, which theta's convolutions then share.

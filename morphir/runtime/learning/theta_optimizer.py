@@ -38,7 +38,7 @@ class ThetaOptimizer(ABC):
     def __init__(self, thetas: Sequence[Theta], lr: float, *, absolute: bool) -> None:
         self.lr = lr
         self._absolute = absolute
-        self._waiting: list[Theta] = []
+        self._waiting: dict[str, Theta] = {}
         size = sum(theta.value.numel() for theta in thetas)
         self._most_waiting = max(size // _GRADIENT_SHARES, _FEW_GRADIENTS)
 
@@ -46,17 +46,21 @@ class ThetaOptimizer(ABC):
         """Takes gradients by parameter, and moves thetas once there are many."""
         for parameter, gradient in gradients.items():
             thetas[parameter].set_gradient(gradient)
-            self._waiting.append(thetas[parameter])
-        if sum(theta.value.numel() for theta in self._waiting) > self._most_waiting:
+            self._waiting[thetas[parameter].key] = thetas[parameter]
+        if sum(theta.value.numel() for theta in self._waiting.values()) > self._most_waiting:
             self.move()
 
     def move(self) -> None:
         """Uses up the gradients that are there; passes over thetas without one."""
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            self._move(waiting)
-        for theta in waiting:
+        if self._waiting:
+            self._move(list(self._waiting.values()))
+        self.drop()
+
+    def drop(self) -> None:
+        """Forgets the gradients that are there, of a step that failed."""
+        for theta in self._waiting.values():
             theta.value.grad = None
+        self._waiting = {}
 
     @abstractmethod
     def moments(self, theta: Theta) -> Mapping[str, torch.Size]:
@@ -68,7 +72,7 @@ class ThetaOptimizer(ABC):
 
     @abstractmethod
     def load(self, theta: Theta, state: Mapping[str, torch.Tensor]) -> None:
-        """Sets one theta's step count and moments from :meth:`state`, of any memory format and device."""
+        """Sets one theta's step count and moments from a copy of :meth:`state`, of any format and device."""
 
     @abstractmethod
     def _move(self, thetas: Sequence[Theta]) -> None: ...
@@ -98,8 +102,11 @@ class Adam(ThetaOptimizer):
         return {} if self._adam is None else dict(self._adam.state.get(theta.value, {}))
 
     def load(self, theta: Theta, state: Mapping[str, torch.Tensor]) -> None:
-        """Keeps copies."""
-        if self._adam is None or not state:
+        """Keeps nothing where the state has nothing."""
+        if self._adam is None:
+            return
+        self._adam.state.pop(theta.value, None)
+        if not state:
             return
         copies = {name: value.to(theta.value.device, copy=True) for name, value in state.items()}
         moments = {name: theta.laid_out(copies[name]) for name in self.moments(theta)}
@@ -132,8 +139,8 @@ class _ChannelMoments:
 class AdamMini(ThetaOptimizer):
     """Adam with one second moment for the kernel of each output channel (Adam-mini, Zhang et al. 2024).
 
-    A split's theta is a problem of its own, and has a step size of its own: its gradient's direction is kept,
-    and half of Adam's moments are not there.
+    A split's theta is a problem of its own, and each of its kernels has a step size of its own: within a
+    kernel the gradient's direction is kept. Half of Adam's moments are not there.
     """
 
     def __init__(self, thetas: Sequence[Theta], lr: float, *, absolute: bool) -> None:
@@ -153,7 +160,8 @@ class AdamMini(ThetaOptimizer):
         return {"step": torch.tensor(float(own.step)), "exp_avg": own.first, "exp_avg_sq": own.second}
 
     def load(self, theta: Theta, state: Mapping[str, torch.Tensor]) -> None:
-        """Keeps copies."""
+        """Keeps nothing where the state has nothing."""
+        self._moments.pop(theta.key, None)
         if not state:
             return
         own = self._of(theta)

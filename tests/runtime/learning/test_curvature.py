@@ -1,18 +1,11 @@
-"""The curvature terms against their formulas, and the sampled gradient against autograd."""
+"""The curvature terms against their formulas."""
 
 from __future__ import annotations
-
-import itertools
 
 import pytest
 import torch
 
-from morphir.runtime.learning.curvature import (
-    CURVATURES,
-    BatchLosses,
-    sampled_logit_gradient,
-    times_fisher_root,
-)
+from morphir.runtime.learning.curvature import CURVATURES, BatchLosses
 
 LOSSES = torch.tensor([0.1, 2.0, 0.9], dtype=torch.float64)
 
@@ -60,34 +53,3 @@ def test_layers_above_leave_less_of_the_shrunk_term_and_all_of_the_others(layers
         if found.sampled is not None and term.sampled is not None:
             expected = 2 * term.sampled * shrunk**2
             torch.testing.assert_close(found.sampled_slope(tilde) * tilde, expected, rtol=1e-6, atol=1e-6)
-
-
-def test_over_all_signs_the_root_makes_the_fisher_of_the_softmax() -> None:
-    """Against the second derivative of the negative log-likelihood, which holds for every label."""
-    logits = torch.tensor([[0.0, 1.0, -1.0, 3.0], [9.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
-    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)), dtype=torch.float64)
-    for sample in logits:
-        drawn = times_fisher_root(sample.softmax(0).expand(16, 4), signs)
-        hessian = torch.autograd.functional.hessian(lambda z: -z.log_softmax(0)[2], sample)
-        torch.testing.assert_close(drawn.T @ drawn / 16, hessian, rtol=1e-10, atol=1e-14)
-
-
-@pytest.mark.parametrize("first", [0.5, 0.9, 0.999])
-def test_a_confident_sample_varies_little(first: float) -> None:
-    """Of two classes, the relative variance of a square is 4 p (1 - p)."""
-    p = torch.tensor([first, 1 - first], dtype=torch.float64)
-    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=2)), dtype=torch.float64)
-    squares = times_fisher_root(p.expand(4, 2), signs)[:, 0].square()
-    variance = float(squares.var(correction=0) / squares.mean().square())
-    assert variance == pytest.approx(4 * first * (1 - first), rel=1e-9)
-
-
-def test_the_signs_are_fair_and_independent() -> None:
-    logits = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
-    many = logits.expand(20_000, 3)
-    targets = torch.zeros(20_000, dtype=torch.int64)
-    drawn = sampled_logit_gradient(many, targets, torch.Generator().manual_seed(0))
-    p = logits.softmax(0)
-    torch.testing.assert_close(drawn.mean(0), torch.zeros(3, dtype=torch.float64), rtol=0, atol=0.01)
-    fisher = p.diag() - p.outer(p)
-    torch.testing.assert_close(drawn.T @ drawn / 20_000, fisher, rtol=0, atol=0.005)

@@ -10,13 +10,19 @@ from torch.nn import functional
 
 from morphir import Graph, Learner, trace
 from morphir.runtime.learning.depth import layers_above
+from morphir.runtime.learning.working_copy import working_copy
 from morphir.seeds import resolve
+
+
+def _above(graph: Graph) -> dict[str, int]:
+    return layers_above(graph.spaces.values(), working_copy(graph))
 
 
 def _shortest(graph: Graph, space: str) -> int:
     edges = [(node.name, user.name) for node in graph.graph.nodes for user in node.users]
     program = nx.DiGraph(edges)
-    mixing = {c.node for own in graph.spaces.values() for c in own.consumers}
+    ends = ((*own.producers, *own.consumers) for own in graph.spaces.values())
+    mixing = {end.node for own in ends for end in own}
     paths = (
         path
         for consumer in graph.spaces[space].consumers
@@ -27,7 +33,7 @@ def _shortest(graph: Graph, space: str) -> int:
 
 def test_a_chain_counts_down() -> None:
     graph = trace(resolve("vgg19", width=3), torch.zeros(2, 3, 32, 32))
-    above = layers_above(graph)
+    above = _above(graph)
     hidden = [above[name] for name, space in graph.spaces.items() if space.consumers]
     assert hidden == list(range(15, -1, -1))
 
@@ -53,7 +59,7 @@ class _Residual(nn.Module):
 
 def test_the_shortest_path_counts() -> None:
     graph = trace(_Residual(), torch.zeros(2, 3, 4, 4))
-    above = layers_above(graph)
+    above = _above(graph)
     assert above == {name: _shortest(graph, name) for name in graph.spaces}
     assert above["first"] == 1  # behind second: head; squeeze and excite lie on a longer path
 
@@ -81,3 +87,52 @@ def test_scores_shrink_by_the_layers_above(model: str) -> None:
         left = 1 / (1 + _shortest(graph, plain.morphism.space) / 50)
         expected = plain.delta_loss + left * (fisher.delta_loss - plain.delta_loss)
         assert shrunk.delta_loss == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def _block(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+class _Layers(nn.Module):
+    def __init__(self, between: int = 5) -> None:
+        super().__init__()
+        self.a, self.b = _block(3, 4), _block(4, 5)
+        self.c, self.d = _block(between, 6), _block(6, 5)
+        self.head = nn.Linear(5, 3)
+
+
+class _ResizedLike(_Layers):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        low = torch.relu(self.b(torch.relu(self.a(images))))
+        high = torch.relu(self.d(torch.relu(self.c(functional.max_pool2d(low, 2)))))
+        return self.head(functional.interpolate(high, size=low.shape[2:]).mean((2, 3)))
+
+
+class _WrittenInPlace(_Layers):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        stream = torch.relu(self.b(torch.relu(self.a(images))))
+        stream.add_(self.d(torch.relu(self.c(stream))))
+        return self.head(torch.relu(stream).mean((2, 3)))
+
+
+class _MixedByMean(_Layers):
+    def __init__(self) -> None:
+        super().__init__(between=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        mean = torch.relu(self.b(torch.relu(self.a(images)))).mean(1, keepdim=True)
+        return self.head(torch.relu(self.d(torch.relu(self.c(mean)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (_ResizedLike, {"a": 3, "b": 2, "c": 1, "d": 0}),
+        (_WrittenInPlace, {"a": 1, "b": 0, "c": 1}),
+        (_MixedByMean, {"a": 3, "c": 1, "d": 0}),
+    ],
+)
+def test_counted_by_hand(model: type[nn.Module], expected: dict[str, int]) -> None:
+    """A size is no way to an output; what is written in place is; a kernel that reads no space mixes too."""
+    above = _above(trace(model(), torch.zeros(2, 3, 8, 8)))
+    assert {name: above[name] for name in expected} == expected

@@ -253,7 +253,9 @@ def test_the_learning_rate_is_relative_to_each_kernel_and_can_be_changed() -> No
 @pytest.mark.parametrize(
     ("classifier", "learn", "score"), [(True, "mixed", "shrunk-fisher"), (False, "batch", "batch")]
 )
-def test_auto_samples_labels_where_the_outputs_are_logits(classifier: bool, learn: str, score: str) -> None:
+def test_auto_samples_the_fisher_where_the_outputs_are_logits(
+    classifier: bool, learn: str, score: str
+) -> None:
     graph, (images, labels) = _graph(), _batch()
     targets = labels if classifier else functional.one_hot(labels, CLASSES).double()
     loss = functional.cross_entropy if classifier else functional.mse_loss
@@ -292,6 +294,81 @@ def test_state_of_another_graph_is_refused_and_changes_nothing() -> None:
     for key, value in before.items():
         now = learner.state_dict()[key]
         assert torch.equal(value, now) if isinstance(value, torch.Tensor) else value == now
+
+
+def _assert_same_state(one: Learner, other: Learner) -> None:
+    state = other.state_dict()
+    assert state.keys() == one.state_dict().keys()
+    for key, value in one.state_dict().items():
+        assert torch.equal(value, state[key]) if isinstance(value, torch.Tensor) else value == state[key]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adam-mini"])
+def test_a_first_state_starts_a_used_learner_again(optimizer: str) -> None:
+    graph, batches = _wide(torch.float64)
+    fresh, used = (Learner(graph, functional.cross_entropy, optimizer=optimizer) for _ in range(2))
+    first = fresh.state_dict()
+    for batch in batches[1:]:
+        used.step(*batch)
+    used.load_state_dict(first)
+    for learner in (fresh, used):
+        learner.step(*batches[0])
+    _assert_same_state(fresh, used)
+
+
+@pytest.mark.parametrize(
+    "missing", ["steps", "weight", "bad_step", "average", "step", "exp_avg", "exp_avg_sq"]
+)
+@pytest.mark.parametrize("optimizer", ["adam", "adam-mini"])
+def test_an_incomplete_state_is_refused_and_changes_nothing(optimizer: str, missing: str) -> None:
+    graph, batches = _wide(torch.float64)
+    learner, other, same = (
+        Learner(graph, functional.cross_entropy, optimizer=optimizer, seed=seed) for seed in (0, 1, 0)
+    )
+    other.step(*batches[0])
+    state = other.state_dict()
+    del state[missing if missing in state else f"adam/{missing}/0/0.weight"]
+    with pytest.raises(MorphirError, match=missing):
+        learner.load_state_dict(state)
+    _assert_same_state(learner, same)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adam-mini"])
+def test_a_step_that_failed_leaves_no_gradient_behind(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, batches = _wide(torch.float64)
+    failing, whole = (Learner(graph, functional.cross_entropy, optimizer=optimizer) for _ in range(2))
+    work, calls = failing._work, 0
+
+    def out_of_memory(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise MemoryError
+        return work(*args)
+
+    monkeypatch.setattr(failing, "_work", out_of_memory)
+    generator = whole.state_dict()["generator"]
+    with pytest.raises(MemoryError):
+        failing.step(*batches[0])
+    failing.load_state_dict(failing.state_dict() | {"generator": generator})
+    for learner in (failing, whole):
+        learner.step(*batches[1])
+    _assert_same_state(failing, whole)
+
+
+def test_a_kernel_of_zeros_is_learned() -> None:
+    """As the last layer of a residual branch often starts."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Softplus(), nn.Linear(9, 3))
+    nn.init.zeros_(model[0].weight)
+    learner = Learner(trace(model, torch.zeros(2, 6)), functional.cross_entropy)
+    theta = learner.thetas["0"]["0.weight"]
+    assert theta.unit == pytest.approx(6**-0.5)
+    before = theta.value.detach().clone()
+    learner.step(torch.randn(4, 6), torch.arange(4) % 3)
+    assert (theta.value.detach() != before).all()
 
 
 class _NoHostReads(TorchDispatchMode):

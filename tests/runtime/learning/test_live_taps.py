@@ -111,3 +111,28 @@ def test_a_network_that_ends_in_single_positions_is_learned_as_with_whole_kernel
     assert scores == pytest.approx(whole_scores, rel=1e-9)
     for own, other in zip(thetas, whole_thetas, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"stride": 2},
+        {"padding": 1},
+        {"dilation": 2, "padding": 4},
+        {"stride": [2, 1]},
+        {"stride": (2,), "padding": [1]},
+        {"weight": nn.Parameter(torch.ones(4, 3, 2, 2, dtype=torch.float64))},
+    ],
+    ids=str,
+)
+def test_options_and_kernels_that_were_set_later_are_taken_as_pytorch_takes_them(changed: dict) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 4, 5, padding=2).double()
+    for name, value in changed.items():
+        setattr(convolution, name, value)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    apply = module_apply(convolution)
+    assert apply is not None
+    torch.testing.assert_close(
+        apply(x, convolution.weight, convolution.bias), convolution(x), rtol=1e-12, atol=1e-12
+    )

@@ -27,6 +27,7 @@ from morphir.runtime.learning.projection import (
 )
 from morphir.runtime.learning.region import Region
 from morphir.runtime.learning.segments import Evaluation, NotSegmentedError, Segmented
+from morphir.runtime.learning.window_max import fuse_pools
 
 
 class FusedProjection:
@@ -128,6 +129,7 @@ class _Building:
                 sums = zip(us, own, edges, strict=True)
                 outputs += [self._sum(u, g, factor, edge) for u, g, edge in sums]
         self.program.output(tuple(outputs))
+        fuse_pools(self.program, self.region.module)
         return self.program
 
     def _placeholders(self, name: str, count: int) -> list[fx.Node]:

@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 from morphir.errors import MorphirError
 from morphir.ir.state import evaluation_mode
+from morphir.runtime.learning.loss_check import Loss
 
-Loss = Callable[[Any, Any], torch.Tensor]
 Batches = Iterable[tuple[Any, Any]]
 
 

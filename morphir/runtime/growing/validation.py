@@ -15,6 +15,7 @@ from morphir.errors import MorphirError
 from morphir.ir.state import evaluation_mode
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.training import Batches, Loss, Placement, are_classes, batch_samples, call
+from morphir.runtime.learning.loss_check import check_is_mean
 
 
 def resolve_device(name: str | None, default: torch.device) -> torch.device:
@@ -68,7 +69,7 @@ def check_data(model: nn.Module, data: Batches, loss: Loss, placement: Placement
         _check_classes(outputs, targets, name)
         value = _value(loss, outputs, targets, name)
         _check_loss(value, batch_samples(inputs))
-        _check_is_mean(loss, outputs, targets, value)
+        check_is_mean(loss, outputs, targets, value)
 
 
 def _first_batch(data: Batches, name: str) -> tuple[Any, Any]:
@@ -131,19 +132,6 @@ def _check_loss(value: object, samples: int) -> None:
         )
     if not value.is_floating_point():
         raise MorphirError(f"the loss is {value.dtype}, not floating point")
-
-
-def _check_is_mean(loss: Loss, outputs: Any, targets: Any, value: object) -> None:
-    """A scalar loss has to be a mean: twice the same batch must not make twice the loss."""
-    if not (isinstance(value, torch.Tensor) and isinstance(outputs, torch.Tensor)):
-        return
-    if value.dim() == 0 and isinstance(targets, torch.Tensor):
-        twice = loss(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
-        if torch.allclose(twice, 2 * value, rtol=1e-3) and not torch.allclose(twice, value, rtol=1e-3):
-            raise MorphirError(
-                "the loss is a sum over the batch",
-                hint="return the mean over the batch, or one number per sample",
-            )
 
 
 def check_configuration(config: object) -> None:

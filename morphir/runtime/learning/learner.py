@@ -28,6 +28,7 @@ from morphir.morphisms.split import Split
 from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, resolved
 from morphir.runtime.learning.estimate import estimate_splits
 from morphir.runtime.learning.fused_projection import FusedProjection
+from morphir.runtime.learning.loss_check import check_is_mean
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram, lower
 from morphir.runtime.learning.model_pass import Loss, Pass, detached, run_backward, run_forward
 from morphir.runtime.learning.projection import (
@@ -150,15 +151,17 @@ class Learner:
         self._bad_step = torch.zeros((), dtype=torch.int64, device=graph.device)
 
     def step(self, inputs: ExampleArgument, targets: Any) -> StepResult:
-        """Learns from one batch, without waiting for the device.
+        """Learns from one batch; only the first step waits for the device.
+
+        That one calls the loss once more, on twice the batch, to see that it is no sum.
 
         Args:
             inputs: What the model takes: a tensor, a tuple of arguments or a dict of keyword arguments.
             targets: What the loss takes beside the model's outputs.
 
         Raises:
-            MorphirError: if the graph was rewritten or moved since this learner was made, or if loss and
-                curvature do not fit.
+            MorphirError: if the graph was rewritten or moved since this learner was made, if loss and
+                curvature do not fit, or if the loss is the batch's sum.
         """
         self._check_current()
         args, kwargs = split_inputs(inputs)
@@ -166,6 +169,8 @@ class Learner:
         projections: dict[str, list[Projection]] = {}
         with frozen(self.graph), torch.no_grad():
             forward = run_forward(self.lowered, values, targets, self.loss)
+            if not self._steps:
+                check_is_mean(self.loss, detached(forward.outputs), targets, forward.loss)
             learn = resolved(self.learn_curvature, "mixed", forward.outputs, targets)
             score = resolved(self.score_curvature, "shrunk-fisher", forward.outputs, targets)
             _check_losses(forward.run, learn, score)

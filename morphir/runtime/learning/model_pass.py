@@ -17,10 +17,9 @@ from torch.utils import _pytree as pytree
 
 from morphir.errors import MorphirError
 from morphir.runtime.learning.curvature import BatchLosses, sampled_logit_gradient
+from morphir.runtime.learning.loss_check import Loss
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram
 from morphir.runtime.learning.precision import autocast_dtype
-
-Loss = Callable[[Any, Any], torch.Tensor]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from morphir.runtime.history.recorder import RecordHistory
 from morphir.runtime.storage.metrics import MetricsFile
 from morphir.runtime.storage.rundir import RunDirectory
 from passes.instruments import instrumented
+from passes.moments import check_optimizer
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,14 @@ def grow(
             None, the history holds the model's PyTorch source.
 
     Raises:
-        MorphirError: if data, loss or device do not fit, the loss becomes NaN, or the disk is full; the
+        MorphirError: if data, loss, optimizer or device do not fit, the loss becomes NaN, or the disk is full; the
             last checkpoint
             stays.
     """
     require_graph(graph)
     check_configuration(config)
+    if optimizer is not None:
+        check_optimizer(optimizer, graph)
     config = config or GrowthConfig.of({})
     device = resolve_device(config.device, graph.device)
     placement = Placement(device, config.amp, config.channels_last)

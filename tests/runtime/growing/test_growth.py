@@ -400,6 +400,15 @@ def test_losses_that_are_none(loss: Any, match: str) -> None:
         grow(network(), loader(), loss, config=CONFIG, quiet=True)
 
 
+def test_an_optimizer_whose_state_is_unknown_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    graph = network()
+    before = {key: tensor.clone() for key, tensor in graph.state_dict().items()}
+    with pytest.raises(MorphirError, match="does not know the state of Adadelta"):
+        run(tmp_path / "run", graph=graph, optimizer=torch.optim.Adadelta(graph.parameters()))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in graph.state_dict().items())
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "match"), [("cuda:7", "no device 'cuda:7'.*\n.*available: cpu"), ("gpu", "not a device")]
 )

@@ -25,12 +25,14 @@ from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
+from morphir.runtime.learning.batches import check_loss_is_callable
 from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, resolved
 from morphir.runtime.learning.estimate import estimate_splits
 from morphir.runtime.learning.fused_projection import FusedProjection
 from morphir.runtime.learning.loss_check import check_is_mean
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram, lower
 from morphir.runtime.learning.model_pass import Loss, Pass, detached, run_backward, run_forward
+from morphir.runtime.learning.options import check_options
 from morphir.runtime.learning.projection import (
     Project,
     Projection,
@@ -102,7 +104,7 @@ class Learner:
         refused: Space name to the remark why not all is learned that the analysis allows.
 
     Raises:
-        MorphirError: for an unknown curvature or space.
+        MorphirError: for an unknown curvature or space, or an option out of range.
     """
 
     def __init__(
@@ -122,6 +124,9 @@ class Learner:
         seed: int = 0,
     ) -> None:
         require_graph(graph)
+        check_loss_is_callable(loss)
+        check_options(lr=lr, ema=ema, init_scale=init_scale, spaces=spaces, seed=seed)
+        seed = operator.index(seed)
         for name in spaces or ():
             graph.space(name)
         self.graph = graph
@@ -160,8 +165,9 @@ class Learner:
             targets: What the loss takes beside the model's outputs.
 
         Raises:
-            MorphirError: if the graph was rewritten or moved since this learner was made, if loss and
-                curvature do not fit, or if the loss is the batch's sum.
+            MorphirError: if the graph was rewritten or moved since this learner was made, if the batch
+                does not fit the model or the loss, if loss and curvature do not fit, or if the loss is the
+                batch's sum.
         """
         self._check_current()
         args, kwargs = split_inputs(inputs)
@@ -218,6 +224,7 @@ class Learner:
 
     @lr.setter
     def lr(self, lr: float) -> None:
+        check_options(lr=lr)
         self._optimizer.lr = lr
 
     @property

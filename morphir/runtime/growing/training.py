@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from morphir.errors import MorphirError
 from morphir.ir.state import evaluation_mode
-from morphir.runtime.learning.batches import batch_samples, in_batch, loss_of, outputs_of
+from morphir.runtime.learning.batches import batch_samples, in_batch, loss_of, outputs_of, pair_of
 from morphir.runtime.learning.loss_check import Loss
 
 Batches = Iterable[tuple[Any, Any]]
@@ -175,12 +175,12 @@ def train_epoch(
         BatchError: if a batch does not fit the model or the loss; names epoch and batch.
     """
     model.train()
-    for step, (inputs, targets) in enumerate(batches):
+    for step, batch in enumerate(batches):
         if on_step is not None:
             on_step(step)
-        inputs, targets = placement.move(inputs), placement.move(targets)
         optimizer.zero_grad(set_to_none=True)
         with in_batch(meter.next_batch), placement.autocast():
+            inputs, targets = placement.move(pair_of(batch))
             value = mean_loss(loss, call(model, inputs), targets)
         value.backward()  # pyright: ignore[reportUnknownMemberType]
         optimizer.step()
@@ -209,9 +209,9 @@ def evaluate(model: nn.Module, batches: Batches, loss: Loss, placement: Placemen
     wrong: list[torch.Tensor] = []
     sizes: list[int] = []
     with evaluation_mode(model):
-        for number, (batch_inputs, batch_targets) in enumerate(batches, 1):
-            inputs, targets = placement.move(batch_inputs), placement.move(batch_targets)
+        for number, batch in enumerate(batches, 1):
             with in_batch(f"batch {number} of the evaluation data"), placement.autocast():
+                inputs, targets = placement.move(pair_of(batch))
                 outputs = call(model, inputs)
                 losses.append(mean_loss(loss, outputs, targets))
             if are_classes(outputs, targets):

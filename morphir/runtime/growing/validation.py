@@ -16,7 +16,7 @@ from morphir.ir.state import evaluation_mode
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.events import Callback
 from morphir.runtime.growing.training import Batches, Loss, Placement, are_classes, call
-from morphir.runtime.learning.batches import batch_samples, check_loss_is_callable, in_batch, loss_of
+from morphir.runtime.learning.batches import batch_samples, check_loss_is_callable, in_batch, loss_of, pair_of
 from morphir.runtime.learning.loss_check import check_is_mean
 
 
@@ -66,9 +66,10 @@ def check_data(model: nn.Module, data: Batches, loss: Loss, placement: Placement
         MorphirError: if the data is empty, can be read only once, or does not fit model or loss.
     """
     check_loss_is_callable(loss)
-    inputs, targets = placement.move(_first_batch(data, name))
+    batch = _first_batch(data, name)
     first = in_batch(f"the first batch of the {name}")
     with first, evaluation_mode(model), torch.no_grad(), placement.autocast():
+        inputs, targets = placement.move(pair_of(batch))
         outputs = call(model, inputs)
         _check_classes(outputs, targets, name)
         value = loss_of(loss, outputs, targets)
@@ -76,7 +77,7 @@ def check_data(model: nn.Module, data: Batches, loss: Loss, placement: Placement
         check_is_mean(loss, outputs, targets, value)
 
 
-def _first_batch(data: object, name: str) -> tuple[Any, Any]:
+def _first_batch(data: object, name: str) -> Any:
     if isinstance(data, Iterator):
         raise MorphirError(
             f"the {name} can be read only once",
@@ -90,11 +91,7 @@ def _first_batch(data: object, name: str) -> tuple[Any, Any]:
     batch: Any = next(iter(cast("Iterable[object]", data)), None)
     if batch is None:
         raise MorphirError(f"the {name} is empty", hint="it has to yield pairs of inputs and targets")
-    kind = type(batch).__name__
-    pair = cast("tuple[Any, ...]", batch) if isinstance(batch, (tuple, list)) else ()
-    if len(pair) != 2:
-        raise MorphirError(f"the {name} yields {kind}s, not pairs of inputs and targets")
-    return pair[0], pair[1]
+    return batch
 
 
 def _check_classes(outputs: Any, targets: Any, name: str) -> None:

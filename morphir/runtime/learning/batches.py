@@ -38,6 +38,22 @@ def in_batch(name: str) -> Generator[None]:
         raise BatchError(error.fault, error.detail, hint=hint, batch=name) from error.__cause__
 
 
+def pair_of(batch: object) -> tuple[Any, Any]:
+    """Returns a batch's inputs and targets.
+
+    Raises:
+        BatchError: if it is no pair.
+    """
+    if not isinstance(batch, (tuple, list)) or len(cast("tuple[Any, ...]", batch)) != 2:
+        raise BatchError(
+            "there is no pair of inputs and targets in",
+            f" ({_described(cast('object', batch))})",
+            hint="the data has to yield pairs of inputs and targets",
+        )
+    pair = cast("tuple[Any, Any]", batch)
+    return pair[0], pair[1]
+
+
 def outputs_of(run: Callable[[], Any], inputs: Any) -> Any:
     """Returns what a model makes of a batch.
 

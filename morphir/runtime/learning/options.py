@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from numbers import Real
 
@@ -33,7 +33,10 @@ _RULES: Mapping[str, _Rule] = {
     "init_scale": _NOT_NEGATIVE,
     "ema": _Rule(lambda value: 0 < _number(value) <= 1, "a number above 0, at most 1"),
     "seed": _Rule(lambda value: whole_number(value) is not None, "a whole number"),
-    "spaces": _Rule(lambda value: not isinstance(value, str), "a list of names of spaces, or None for all"),
+    "spaces": _Rule(
+        lambda value: value is None or (isinstance(value, Collection) and not isinstance(value, str)),
+        "a list of names of spaces, or None for all",
+    ),
 }
 
 

@@ -362,7 +362,7 @@ def once_only() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         ([], "training data is empty"),
         (None, "the training data is a NoneType, not batches"),
         (once_only(), "read only once"),
-        ([torch.zeros(2, 1, 8, 8)], "not pairs"),
+        ([torch.zeros(2, 1, 8, 8)], "no pair of inputs and targets in the first batch of the training data"),
         (
             [(torch.zeros(2, 1, 8, 8), torch.tensor([0, 3]))],
             "wrong number of classes: the model has 3 outputs",
@@ -402,6 +402,8 @@ TOO_FEW_TARGETS = (torch.zeros(2, 1, 8, 8), torch.tensor([0]))
             TOO_FEW_TARGETS,
             r"the loss fails on batch 2 of {} \(outputs \(2, 3\) float32, targets \(1,\) int64\)",
         ),
+        ((*GOOD, GOOD[1]), "there is no pair of inputs and targets in batch 2 of {}"),
+        (None, r"there is no pair of inputs and targets in batch 2 of {} \(NoneType\)"),
     ],
 )
 @pytest.mark.parametrize("stage", ["train", "learn", "evaluation"])
@@ -413,7 +415,9 @@ def test_a_later_batch_that_does_not_fit_is_named_with_its_epoch(stage: str, sec
     with pytest.raises(MorphirError, match=match.format(where.get(stage, "the evaluation data"))) as caught:
         grow(network(), train, functional.cross_entropy, config=config, eval_data=held_back, quiet=True)
     assert not isinstance(caught.value, NonFiniteLossError)
-    assert second is EMPTY or caught.value.__cause__ is not None
+    assert (caught.value.__cause__ is not None) == any(
+        second is bad for bad in (WRONG_CHANNELS, TOO_FEW_TARGETS)
+    )
 
 
 @pytest.mark.parametrize(

@@ -371,6 +371,7 @@ def test_a_rewritten_or_moved_graph_needs_a_new_learner() -> None:
         ({"learn_curvature": "hessian"}, "no curvature 'hessian'"),
         ({"spaces": ["nowhere"]}, "no channel space 'nowhere'"),
         ({"spaces": "0"}, "spaces is '0'\n.*a list of names of spaces"),
+        ({"spaces": 3}, "spaces is 3"),
         ({"lr": -1}, "lr is -1\n.*0 or above"),
         ({"lr": float("nan")}, "lr is nan\n.*a finite number"),
         ({"lr": "fast"}, "lr is 'fast'"),

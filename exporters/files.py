@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from morphir.errors import ExportError
 
@@ -42,6 +43,10 @@ def checked_path(path: str | os.PathLike[str], suffix: str) -> Path:
     Raises:
         ExportError: if it does not, or is a folder.
     """
+    if not isinstance(cast("object", path), (str, os.PathLike)):
+        raise ExportError(
+            f"the path is a {type(path).__name__}, not a file name", hint=f"give one, such as net{suffix}"
+        )
     place = Path(path)
     if place.suffix != suffix or place.is_dir():
         raise ExportError(

@@ -42,6 +42,12 @@ class MorphirError(Exception):
         return "\n".join(lines)
 
 
+def reason(error: BaseException) -> str:
+    """Returns what an error says, with its type where its text alone may say little (``KeyError: 'x'``)."""
+    text = str(error)
+    return text if isinstance(error, (MorphirError, RuntimeError)) else f"{type(error).__name__}: {text}"
+
+
 class MorphirWarning(UserWarning):
     """Something that a user should know, and that goes on all the same."""
 

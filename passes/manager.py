@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import optim
 
-from morphir.errors import MorphirError
+from morphir.errors import MorphirError, VerificationError
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap
 from morphir.ir.remarks import Remark
@@ -90,10 +90,24 @@ class PassManager:
         start = time.perf_counter()
         result = item.apply(rewriter)
         if self.verify_each and result.modified:
-            verify(rewriter.graph)
+            _verify_after(item, rewriter.graph)
         seconds = time.perf_counter() - start
         tell_all(lambda i: i.after_pass(item.name, rewriter.graph, result, seconds), watching)
         return PassReport(item.name, result, seconds)
+
+
+def _verify_after(item: Pass, graph: Graph) -> None:
+    """Verifies the graph; a fault is the pass's own, since the graph was sound before it."""
+    try:
+        verify(graph)
+    except VerificationError as error:
+        raise VerificationError(
+            f"the pass {item.name} ({type(item).__name__}) left the graph inconsistent: {error.message}",
+            node=error.node,
+            source=error.source,
+            hint="graph and optimizer are as before the pipeline; a pass must change the graph through its "
+            "rewriter alone",
+        ) from error
 
 
 def _names(reports: Sequence[PassReport]) -> str:

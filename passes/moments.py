@@ -26,12 +26,16 @@ MOMENTS: Mapping[type[optim.Optimizer], Mapping[str, int]] = {
     optim.Adamax: {"exp_avg": 1, "exp_inf": 1},
     optim.RMSprop: {"square_avg": 2, "grad_avg": 1, "momentum_buffer": 0},
     optim.Adagrad: {"sum": 2},
-    optim.ASGD: {},
 }
 
 
-def check_optimizer(optimizer: optim.Optimizer, graph: nn.Module) -> None:
+def check_optimizer(optimizer: object, graph: nn.Module) -> None:
     """Raises :class:`RewriteError` if the optimizer is not the graph's, or its kind of state is unknown."""
+    if not isinstance(optimizer, optim.Optimizer):
+        raise RewriteError(
+            f"the optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer",
+            hint="pass the optimizer itself, as torch.optim.SGD(graph.parameters(), lr=0.05)",
+        )
     own = {id(parameter) for parameter in graph.parameters()}
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if own and not own & held:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import optim
@@ -11,12 +11,14 @@ from torch import optim
 from morphir.errors import RewriteError
 from morphir.ir.graph import Graph, require_graph
 from morphir.ir.index_map import IndexMap, Rewrite
+from morphir.ir.integers import whole_number
 from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.plan import index_maps
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
 from passes.manager import PassManager
+from passes.moments import check_optimizer
 from passes.morph_channels import PruneChannels, SplitChannels
 from passes.rewriter import Rewriter
 
@@ -74,12 +76,20 @@ def _checked(morphisms: object) -> tuple[Morphism, ...]:
         "tuple[object, ...]",
         tuple(cast("Iterable[object]", morphisms)) if isinstance(morphisms, Iterable) else (None,),
     )
-    if not all(isinstance(m, Morphism) and type(m.index) is int for m in wanted):
+    found = tuple(map(_indexed, wanted))
+    if None in found:
         raise RewriteError(
             f"expected morphisms with integer indices, got {morphisms!r}",
             hint='transform takes a list, as [Split("conv1", 3), Prune("conv2", 0)]',
         )
-    return cast("tuple[Morphism, ...]", wanted)
+    return cast("tuple[Morphism, ...]", found)
+
+
+def _indexed(item: object) -> Morphism | None:
+    """Returns the morphism with Python's own integer as its index; None for what is no morphism."""
+    if not isinstance(item, Morphism) or (index := whole_number(item.index)) is None:
+        return None
+    return item if type(item.index) is int else replace(item, index=index)
 
 
 def _after_splits(prunes: Sequence[Prune], maps: Sequence[IndexMap]) -> tuple[Prune, ...]:
@@ -91,11 +101,30 @@ def _after_splits(prunes: Sequence[Prune], maps: Sequence[IndexMap]) -> tuple[Pr
 def replay(graph: Graph, rewrites: Iterable[Rewrite], optimizer: optim.Optimizer | None = None) -> None:
     """Applies recorded rewrites, index maps and thetas, to a freshly traced graph of the same model.
 
+    Args:
+        graph: The fresh trace.
+        rewrites: What another graph's ``history`` holds.
+        optimizer: The optimizer that was built from ``graph.parameters()``.
+
     Raises:
-        MorphirError: if a rewrite does not fit; the rewrites before it stay applied.
+        MorphirError: if graph, optimizer or rewrites are none, before anything is changed; or if a rewrite
+            does not fit: the rewrites before it stay applied.
     """
+    require_graph(graph)
+    if optimizer is not None:
+        check_optimizer(optimizer, graph)
     rewriter = Rewriter(graph, optimizer)
-    for rewrite in rewrites:
+    for rewrite in _recorded(rewrites):
         for index_map in rewrite.maps:
             graph.space(index_map.space)
         rewriter.apply(rewrite.name, rewrite.maps, rewrite.morphisms)
+
+
+def _recorded(rewrites: object) -> tuple[Rewrite, ...]:
+    items = tuple(cast("Iterable[object]", rewrites)) if isinstance(rewrites, Iterable) else (rewrites,)
+    if not all(isinstance(item, Rewrite) for item in items):
+        raise RewriteError(
+            f"expected recorded rewrites, got {rewrites!r}",
+            hint="replay takes another graph's history: replay(fresh, graph.history)",
+        )
+    return cast("tuple[Rewrite, ...]", items)

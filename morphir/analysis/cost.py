@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from morphir.errors import MorphirError
 from morphir.ir.channels import Value, ValueLayout
-from morphir.ir.graph import Graph
+from morphir.ir.graph import Graph, require_graph
 from morphir.ir.index_map import Copies
 
 MorphismKind = Literal["split", "prune"]
@@ -165,7 +165,12 @@ def _model(graph: Graph) -> _CostModel:
 
 
 def cost(graph: Graph) -> Cost:
-    """Returns a graph's parameters, and its MACs for one sample of the example inputs' size."""
+    """Returns a graph's parameters, and its MACs for one sample of the example inputs' size.
+
+    Raises:
+        MorphirError: for anything but an analysed graph.
+    """
+    require_graph(graph)
     return _model(graph).total()
 
 

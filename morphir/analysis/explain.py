@@ -6,6 +6,7 @@ component of these; the way from its producers to what restricts it is a shortes
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -47,7 +48,7 @@ def explain(graph: Graph, space: str, index: int | None = None) -> Explanation:
     found = graph.space(space)
     if index is not None:
         found.verdict(index)
-    groups = range(found.width) if index is None else [index]
+    groups = range(found.width) if index is None else [operator.index(index)]
     explainer = _Explainer(graph, found)
     return Explanation(space, found.width, _gathered([explainer.group(group) for group in groups]))
 

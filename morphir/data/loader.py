@@ -55,6 +55,12 @@ class Loader:
         self._augmentation = augmentation
         self._seed = seed
         single = drop_single and batch_size > 1 and len(split) % batch_size == 1
+        if single and len(split) == 1:
+            raise MorphirError(
+                "there is one image alone, and a training batch of one is left out: its batch statistics are "
+                "degenerate",
+                hint="give more images, or a batch size of 1",
+            )
         self._count = len(split) - 1 if single else len(split)
 
     @property

@@ -19,6 +19,7 @@ from morphir.errors import MorphirError
 from morphir.ir.codes import suggestion_for
 from morphir.ir.groups import Groups
 from morphir.ir.index_map import Copies
+from morphir.ir.integers import whole_number
 from morphir.ir.source import SourceLocation, located
 
 VerdictKind = Literal["exact", "prune-only", "frozen"]
@@ -163,12 +164,13 @@ class ChannelSpace:
         Raises:
             MorphirError: if there is no such group.
         """
-        if not 0 <= index < self.width:
+        at = whole_number(index)
+        if at is None or not 0 <= at < self.width:
             raise MorphirError(
-                f"space {self.name!r} has no channel group {index}",
+                f"space {self.name!r} has no channel group {index!r}",
                 hint=f"its groups are numbered 0 to {self.width - 1}",
             )
-        return self.verdicts[index]
+        return self.verdicts[at]
 
     def binding(self, parameter: str, axis: int) -> AxisBinding | None:
         """Returns how the space binds one axis of one parameter, or None."""

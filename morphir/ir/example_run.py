@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 
-from morphir.errors import MorphirError, TraceError
+from morphir.errors import MorphirError, TraceError, reason
 from morphir.ir.quiet import failing_quietly, fixed_randomness
 from morphir.ir.source import failing_user_line
 from morphir.ir.state import attribute, evaluation_mode
@@ -171,7 +171,7 @@ class ExampleRun:
                 self.call()
         except Exception as error:
             raise TraceError(
-                f"the model fails on the example inputs: {error}",
+                f"the model fails on the example inputs: {reason(error)}",
                 source=failing_user_line(error.__traceback__),
                 hint="check the example inputs' shapes, dtypes and device",
             ) from error

@@ -154,6 +154,18 @@ class Graph(fx.GraphModule):
         """Appends to the history; for the rewriter alone."""
         self.history = (*self.history, rewrite)
 
+    def __reduce__(self) -> Any:
+        """Refuses to be pickled, as ``torch.save(graph)`` would do it; copies need no pickle.
+
+        Raises:
+            MorphirError: always.
+        """
+        raise MorphirError(
+            "a morphir.Graph cannot be pickled",
+            hint='morphir.export_pytorch(graph, "net.py") writes it as source and weights; to go on growing, '
+            "keep graph.state_dict() and graph.history, and replay the history on a new trace of the model",
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
         root = nn.Module()
         root.__dict__.update({k: v for k, v in self.__dict__.items() if k not in {"_modules", "_graph"}})

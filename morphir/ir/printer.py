@@ -26,7 +26,7 @@ import torch
 from torch import fx, nn
 
 from morphir.ir.channels import ChannelSpace, Value, ValueLayout, Verdict
-from morphir.ir.graph import Graph
+from morphir.ir.graph import Graph, require_graph
 from morphir.ir.guards import guard
 from morphir.ir.source import source_of
 
@@ -75,7 +75,8 @@ _SHAPE_ATTRIBUTES = {
 
 
 def print_graph(graph: Graph) -> str:
-    """Returns the textual IR of an analysed graph."""
+    """Returns the textual IR of an analysed graph; raises :class:`MorphirError` for anything else."""
+    require_graph(graph)
     nodes = list(graph.graph.nodes)
     inputs = ", ".join(_typed(graph, node) for node in nodes if node.op == "placeholder")
     name = _snake_case(graph.module_types.get("", "") or "net")

@@ -16,12 +16,12 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx, nn
 
-from morphir.errors import MorphirError, MorphirWarning, TraceError
+from morphir.errors import MorphirError, MorphirWarning, TraceError, reason
 from morphir.ir.graph import Graph
 from morphir.ir.inputs import ExampleInputs
 from morphir.ir.opaque import Failure, OpaqueCall
@@ -29,6 +29,7 @@ from morphir.ir.quiet import fixed_randomness
 from morphir.ir.signature import Signature
 from morphir.ir.source import SourceLocation, failing_user_line
 from morphir.ir.state import evaluation_mode, restore_modes, submodules, training_modes
+from morphir.ir.traceable import check_traceable
 from morphir.ir.tracer import StartAgain, Tracer
 from morphir.ir.values import cloned, leaves
 
@@ -93,8 +94,7 @@ def trace_program(
         TraceError: if fx cannot trace the model, or the model fails on the example inputs; names the user's
             line.
     """
-    if not isinstance(cast("object", model), nn.Module):
-        raise TraceError(f"expected an nn.Module, got {type(model).__name__}")
+    check_traceable(model)
     args, kwargs = split_inputs(example_inputs)
     root = _copy(model)
     signature = Signature.bind(root, args, kwargs)
@@ -202,11 +202,29 @@ def _trace_once(root: nn.Module, signature: Signature, findings: Findings) -> fx
     except MorphirError:
         raise
     except Exception as error:
+        _check_model_runs(root, signature)
         raise TraceError(
-            f"torch.fx cannot trace {type(root).__name__}: {error}",
+            f"torch.fx cannot trace {type(root).__name__}: {reason(error)}",
             source=failing_user_line(error.__traceback__),
             hint="control flow on tensor values, and Python numbers made from tensors, cannot be traced; "
             "move them into a module of their own or out of forward()",
+        ) from error
+
+
+def _check_model_runs(root: nn.Module, signature: Signature) -> None:
+    """Runs the model itself, to tell its own failure from one to trace it.
+
+    Raises:
+        TraceError: if it fails on the example inputs.
+    """
+    try:
+        with torch.no_grad(), evaluation_mode(root), fixed_randomness():
+            signature.caller(root)()
+    except Exception as error:
+        raise TraceError(
+            f"the model fails on the example inputs: {reason(error)}",
+            source=failing_user_line(error.__traceback__),
+            hint="model.eval()(...) fails in the same way: check the example inputs, and the line named here",
         ) from error
 
 
@@ -250,7 +268,7 @@ def _check_runs(
         node = runner.current
         is_opaque = node is not None and str(node.target) in failures
         raise TraceError(
-            f"the model fails on the example inputs: {error}",
+            f"the model fails on the example inputs: {reason(error)}",
             node=None if node is None else node.name,
             source=failing_user_line(error.__traceback__) if is_opaque else node and node.meta.get("source"),
             hint="check the example inputs' shapes, dtypes and device",

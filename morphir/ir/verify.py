@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from morphir.ir.channel_invariants import CHANNEL_INVARIANTS
 from morphir.ir.faults import failure
-from morphir.ir.graph import Graph
+from morphir.ir.graph import Graph, require_graph
 from morphir.ir.program_invariants import PROGRAM_INVARIANTS
 
 
@@ -17,7 +17,9 @@ def verify(graph: Graph) -> None:
 
     Raises:
         VerificationError: on the first broken invariant.
+        MorphirError: for anything but a graph.
     """
+    require_graph(graph)
     for check in (*PROGRAM_INVARIANTS, *CHANNEL_INVARIANTS):
         for fault in check(graph):
             raise failure(graph, fault)

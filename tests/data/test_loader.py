@@ -109,3 +109,10 @@ def test_augmentation_is_drawn_per_image_not_per_batch_size() -> None:
 def test_batches_below_one_are_refused() -> None:
     with pytest.raises(MorphirError, match="batch size must be at least 1, got 0"):
         Loader(numbered(4), PLAIN, batch_size=0)
+
+
+def test_one_image_alone_cannot_be_left_out() -> None:
+    with pytest.raises(MorphirError, match="one image alone.*\n.*a batch size of 1"):
+        Loader(numbered(1), PLAIN, batch_size=4, drop_single=True)
+    assert len(Loader(numbered(1), PLAIN, batch_size=1, drop_single=True)) == 1
+    assert len(Loader(numbered(1), PLAIN, batch_size=4)) == 1

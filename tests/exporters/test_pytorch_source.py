@@ -430,6 +430,8 @@ def test_paths_that_cannot_be_written_are_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"not the name of a \.py file"):
         export_pytorch(graph, tmp_path / "net.onnx")
     (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="the path is a NoneType, not a file name\n.*net.py"):
+        export_pytorch(graph, None)  # type: ignore[arg-type]
     with pytest.raises(ExportError, match="cannot write"):
         export_pytorch(graph, tmp_path / "file" / "net.py")
     with pytest.raises(ExportError, match="is not a class name"):

@@ -218,7 +218,7 @@ def test_numbers_made_of_tensor_values_are_refused(number: str) -> None:
     def counts(x: Tensor) -> Tensor:
         if number == "item":
             return x * int(x.amax().item())
-        return x * (int(x.amax()) if number == "int" else len(range(x.amax())))  # pyright: ignore
+        return x * (int(x.amax()) if number == "int" else len(range(x.amax().long())))  # pyright: ignore
 
     with pytest.raises(TraceError, match=r"tensor's values|_local_scalar_dense"):
         traced(counts)

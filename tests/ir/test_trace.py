@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from morphir.analysis.cost import cost
+from morphir.analysis.explain import explain
 from morphir.analysis.tracing import trace
 from morphir.errors import MorphirError, MorphirWarning, TraceError
+from morphir.ir.printer import print_graph
 from morphir.ir.source import source_of
+from morphir.ir.verify import verify
 
 
 class Dropping(nn.Module):
@@ -203,6 +212,28 @@ def test_an_unknown_space_or_group_is_named() -> None:
         graph.space("three")
     with pytest.raises(MorphirError, match=r"'two' has no channel group 2\n.*0 to 1"):
         graph.space("two").verdict(2)
+    for index in ("a", 1.5, None, True):
+        with pytest.raises(MorphirError, match=f"'two' has no channel group {index!r}\n.*0 to 1"):
+            graph.space("two").verdict(index)  # type: ignore[arg-type]
+        if index is not None:
+            with pytest.raises(MorphirError, match=f"no channel group {index!r}"):
+                explain(graph, "two", index)  # type: ignore[arg-type]
+    assert graph.space("two").verdict(np.int64(1)) == graph.space("two").verdict(1)
+
+
+def test_a_graph_is_copied_but_not_pickled(tmp_path: Path) -> None:
+    graph = trace(Dropping(), torch.randn(2, 4))
+    with pytest.raises(MorphirError, match="a morphir.Graph cannot be pickled\n.*export_pytorch.*state_dict"):
+        torch.save(graph, tmp_path / "graph.pt")
+    with pytest.raises(MorphirError, match="cannot be pickled"):
+        pickle.dumps(graph)
+    assert copy.deepcopy([graph])[0].spaces == graph.spaces
+
+
+@pytest.mark.parametrize("function", [cost, verify, print_graph])
+def test_a_model_is_no_graph(function: Callable[[Any], object]) -> None:
+    with pytest.raises(MorphirError, match=r"expected a morphir\.Graph, got Dropping\n.*morphir.trace"):
+        function(Dropping())
 
 
 class _WritesThroughAView(nn.Module):

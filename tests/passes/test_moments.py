@@ -102,3 +102,21 @@ def test_an_unknown_optimizer_is_refused_by_name() -> None:
     graph = trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), torch.randn(2, 3, 4, 4))
     with pytest.raises(MorphirError, match="does not know the state of Strange"):
         transform(graph, [Split("0", 0)], Strange(graph.parameters()))
+
+
+@pytest.mark.parametrize("kind", [optim.ASGD, optim.Adadelta])
+def test_what_is_refused_is_not_listed_as_known(kind: type[optim.Optimizer]) -> None:
+    graph = trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), torch.randn(2, 3, 4, 4))
+    with pytest.raises(MorphirError) as caught:
+        transform(graph, [Split("0", 0)], kind(graph.parameters()))
+    assert f"does not know the state of {kind.__name__}" in str(caught.value)
+    assert "SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad" in str(caught.value.hint)
+    assert "ASGD" not in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", optim.SGD])
+def test_what_is_no_optimizer_is_refused(optimizer: object) -> None:
+    graph = trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), torch.randn(2, 3, 4, 4))
+    with pytest.raises(MorphirError, match=f"the optimizer is a {type(optimizer).__name__}, not a torch"):
+        transform(graph, [Split("0", 0)], optimizer)  # type: ignore[arg-type]
+    assert graph.history == ()

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import fx, nn
@@ -266,7 +267,7 @@ def test_a_graph_cast_after_tracing_still_rewrites() -> None:
 
 @pytest.mark.parametrize(
     "morphisms",
-    [Split("0", 0), ["split 0[0]"], [Split("0", 1.0)], [Split("0", torch.tensor(1))]],  # type: ignore[arg-type]
+    [Split("0", 0), ["split 0[0]"], [Split("0", 1.0)], [Split("0", True)], None],  # type: ignore[arg-type]
 )
 def test_what_is_no_list_of_morphisms_is_refused(morphisms: Any) -> None:
     with pytest.raises(MorphirError, match="expected morphisms"):
@@ -303,3 +304,24 @@ def test_a_parameter_shared_by_two_modules_shapes_both() -> None:
     assert graph.b.weight is graph.a.weight
     assert graph.b.out_features == 7
     assert relative(graph(inputs), before) < 1e-10
+
+
+@pytest.mark.parametrize("index", [np.int64(2), np.uint8(2), torch.tensor(2)])
+def test_an_index_may_be_anybodys_integer(index: Any) -> None:
+    graph, _ = two_layers()
+    transform(graph, [Prune("conv", index)])
+    expected, _ = two_layers()
+    transform(expected, [Prune("conv", 2)])
+    assert str(graph.history[0]) == str(expected.history[0])
+    assert graph.history[0].morphisms == ("prune conv[2]",)
+
+
+@pytest.mark.parametrize("rewrites", [["x"], None])
+def test_what_is_no_history_is_not_replayed(rewrites: Any) -> None:
+    graph, _ = two_layers()
+    with pytest.raises(MorphirError, match="expected recorded rewrites"):
+        replay(graph, rewrites)
+    with pytest.raises(MorphirError, match="the optimizer is a str"):
+        replay(graph, [], "sgd")  # type: ignore[arg-type]
+    with pytest.raises(MorphirError, match=r"expected a morphir\.Graph, got Linear"):
+        replay(nn.Linear(2, 2), [])  # type: ignore[arg-type]

@@ -10,7 +10,8 @@ import torch
 from morphir.ir.graph import Graph
 from morphir.ir.state import evaluation_mode
 from morphir.morphisms.base import Morphism
-from morphir.runtime.growing.training import Batches, Loss, Placement, batch_samples, call
+from morphir.runtime.growing.training import Batches, Loss, Placement, call
+from morphir.runtime.learning.batches import batch_samples
 from passes.transform import transform
 
 

@@ -28,7 +28,8 @@ from morphir.runtime.growing.reinitialise import reinitialise
 from morphir.runtime.growing.rewriting import rewrite_graph, widths
 from morphir.runtime.growing.run_state import Job, RunState, count_steps, new_learner, save_state
 from morphir.runtime.growing.schedule import Slot, fraction, learning_rate, theta_rate
-from morphir.runtime.growing.training import Batches, LossMeter, batch_samples, evaluate, train_epoch
+from morphir.runtime.growing.training import Batches, LossMeter, evaluate, train_epoch
+from morphir.runtime.learning.batches import batch_samples, in_batch, pair_of
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,11 @@ def _learn(job: Job, state: RunState, slot: Slot) -> EpochRecord:
     steps = count_steps(job.train_data, limit)
     job.emit(EpochStarted(slot, steps))
     meter = _meter(job, slot)
-    for step, (batch_inputs, batch_targets) in enumerate(islice(job.train_data, limit)):
+    for step, batch in enumerate(islice(job.train_data, limit)):
         progress = (slot.epoch + fraction(step, steps)) / slot.epochs
         state.learner.lr = theta_rate(job.config.theta_lr, job.config.theta_lr_schedule, progress)
-        inputs, targets = job.placement.move(batch_inputs), job.placement.move(batch_targets)
-        with job.placement.autocast():
+        with in_batch(meter.next_batch), job.placement.autocast():
+            inputs, targets = job.placement.move(pair_of(batch))
             result = state.learner.step(inputs, targets)
         meter.add(result.loss, batch_samples(inputs))
     rate = state.learner.lr

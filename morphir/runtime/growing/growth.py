@@ -25,11 +25,18 @@ from morphir.runtime.growing.randomness import deterministic_algorithms, seed_ev
 from morphir.runtime.growing.run_state import Job, RunState, load_state, new_optimizer, save_state
 from morphir.runtime.growing.schedule import plan
 from morphir.runtime.growing.training import Batches, Evaluation, Loss, Placement, evaluate
-from morphir.runtime.growing.validation import check_configuration, check_data, resolve_device
+from morphir.runtime.growing.validation import (
+    check_configuration,
+    check_data,
+    check_resumable,
+    checked_callbacks,
+    resolve_device,
+)
 from morphir.runtime.history.recorder import RecordHistory
 from morphir.runtime.storage.metrics import MetricsFile
 from morphir.runtime.storage.rundir import RunDirectory
 from passes.instruments import instrumented
+from passes.moments import check_optimizer
 
 
 @dataclass(frozen=True)
@@ -89,12 +96,15 @@ def grow(
             None, the history holds the model's PyTorch source.
 
     Raises:
-        MorphirError: if data, loss or device do not fit, the loss becomes NaN, or the disk is full; the
-            last checkpoint
-            stays.
+        MorphirError: if data, loss, optimizer, callbacks or device do not fit, the loss becomes NaN, or the
+            disk is full; the last checkpoint stays.
     """
     require_graph(graph)
     check_configuration(config)
+    if optimizer is not None:
+        check_optimizer(optimizer, graph)
+    told = checked_callbacks(callbacks)
+    check_resumable(out, resume=resume)
     config = config or GrowthConfig.of({})
     device = resolve_device(config.device, graph.device)
     placement = Placement(device, config.amp, config.channels_last)
@@ -107,7 +117,7 @@ def grow(
             config,
             placement,
             eval_data,
-            (progress, *callbacks),
+            (progress, *told),
             directory,
             initialise,
             origin,

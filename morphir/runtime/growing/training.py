@@ -17,8 +17,9 @@ from torch.utils import _pytree as pytree
 
 from morphir.errors import MorphirError
 from morphir.ir.state import evaluation_mode
+from morphir.runtime.learning.batches import batch_samples, in_batch, loss_of, outputs_of, pair_of
+from morphir.runtime.learning.loss_check import Loss
 
-Loss = Callable[[Any, Any], torch.Tensor]
 Batches = Iterable[tuple[Any, Any]]
 
 
@@ -57,7 +58,15 @@ class Placement:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """Calls a model on a tensor, a tuple of positional or a mapping of keyword arguments."""
+    """Calls a model on a tensor, a tuple of positional or a mapping of keyword arguments.
+
+    Raises:
+        BatchError: if the batch is empty, or the model fails on it.
+    """
+    return outputs_of(lambda: _call(model, inputs), inputs)
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**cast("Mapping[str, Any]", inputs))
     if isinstance(inputs, tuple | list):
@@ -69,15 +78,9 @@ def mean_loss(loss: Loss, outputs: Any, targets: Any) -> torch.Tensor:
     """Returns the loss as a scalar, whether it is per sample or already a mean.
 
     Raises:
-        MorphirError: if a target is not one of the outputs' classes.
+        BatchError: if it fails.
     """
-    try:
-        value = loss(outputs, targets)
-    except IndexError as error:
-        raise MorphirError(
-            f"wrong number of classes: a target is not one of the model's outputs ({error})",
-            hint="build the model with as many classes as the data has",
-        ) from error
+    value = loss_of(loss, outputs, targets)
     return value if value.dim() == 0 else value.mean()
 
 
@@ -114,6 +117,11 @@ class LossMeter:
         if self.steps % self._check_every == 0:
             self._read()
 
+    @property
+    def next_batch(self) -> str:
+        """What the batch that comes next is called."""
+        return f"batch {self.steps + 1} of {self._place}"
+
     def mean(self) -> float:
         """Returns the mean over all samples so far; waits for the device."""
         if self._pending:
@@ -142,12 +150,6 @@ def _to_host(losses: list[torch.Tensor]) -> list[float]:
     return stacked.tolist()
 
 
-def batch_samples(inputs: Any) -> int:
-    """Returns how many samples a batch holds: the first tensor's leading extent."""
-    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
-    return tensors[0].shape[0] if tensors and tensors[0].dim() else 1
-
-
 def train_epoch(
     model: nn.Module,
     batches: Batches,
@@ -170,14 +172,15 @@ def train_epoch(
 
     Raises:
         NonFiniteLossError: if a loss is not finite.
+        BatchError: if a batch does not fit the model or the loss; names epoch and batch.
     """
     model.train()
-    for step, (inputs, targets) in enumerate(batches):
+    for step, batch in enumerate(batches):
         if on_step is not None:
             on_step(step)
-        inputs, targets = placement.move(inputs), placement.move(targets)
         optimizer.zero_grad(set_to_none=True)
-        with placement.autocast():
+        with in_batch(meter.next_batch), placement.autocast():
+            inputs, targets = placement.move(pair_of(batch))
             value = mean_loss(loss, call(model, inputs), targets)
         value.backward()  # pyright: ignore[reportUnknownMemberType]
         optimizer.step()
@@ -206,9 +209,9 @@ def evaluate(model: nn.Module, batches: Batches, loss: Loss, placement: Placemen
     wrong: list[torch.Tensor] = []
     sizes: list[int] = []
     with evaluation_mode(model):
-        for batch_inputs, batch_targets in batches:
-            inputs, targets = placement.move(batch_inputs), placement.move(batch_targets)
-            with placement.autocast():
+        for number, batch in enumerate(batches, 1):
+            with in_batch(f"batch {number} of the evaluation data"), placement.autocast():
+                inputs, targets = placement.move(pair_of(batch))
                 outputs = call(model, inputs)
                 losses.append(mean_loss(loss, outputs, targets))
             if are_classes(outputs, targets):

@@ -5,7 +5,7 @@ Each fault gets one clear error before anything is trained or written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -14,7 +14,10 @@ from torch import nn
 from morphir.errors import MorphirError
 from morphir.ir.state import evaluation_mode
 from morphir.runtime.growing.config import GrowthConfig
-from morphir.runtime.growing.training import Batches, Loss, Placement, are_classes, batch_samples, call
+from morphir.runtime.growing.events import Callback
+from morphir.runtime.growing.training import Batches, Loss, Placement, are_classes, call
+from morphir.runtime.learning.batches import batch_samples, check_loss_is_callable, in_batch, loss_of, pair_of
+from morphir.runtime.learning.loss_check import check_is_mean
 
 
 def resolve_device(name: str | None, default: torch.device) -> torch.device:
@@ -62,46 +65,37 @@ def check_data(model: nn.Module, data: Batches, loss: Loss, placement: Placement
     Raises:
         MorphirError: if the data is empty, can be read only once, or does not fit model or loss.
     """
-    inputs, targets = placement.move(_first_batch(data, name))
-    with evaluation_mode(model), torch.no_grad(), placement.autocast():
-        outputs = _forward(model, inputs, name)
+    check_loss_is_callable(loss)
+    batch = _first_batch(data, name)
+    first = in_batch(f"the first batch of the {name}")
+    with first, evaluation_mode(model), torch.no_grad(), placement.autocast():
+        inputs, targets = placement.move(pair_of(batch))
+        outputs = call(model, inputs)
         _check_classes(outputs, targets, name)
-        value = _value(loss, outputs, targets, name)
+        value = loss_of(loss, outputs, targets)
         _check_loss(value, batch_samples(inputs))
-        _check_is_mean(loss, outputs, targets, value)
+        check_is_mean(loss, outputs, targets, value)
 
 
-def _first_batch(data: Batches, name: str) -> tuple[Any, Any]:
+def _first_batch(data: object, name: str) -> Any:
     if isinstance(data, Iterator):
         raise MorphirError(
             f"the {name} can be read only once",
             hint="give a list of batches, or a data loader, not an iterator",
         )
-    batch: Any = next(iter(data), None)
+    if not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
+        raise MorphirError(
+            f"the {name} is a {type(data).__name__}, not batches",
+            hint="give a list of pairs of inputs and targets, or a data loader",
+        )
+    batch: Any = next(iter(cast("Iterable[object]", data)), None)
     if batch is None:
         raise MorphirError(f"the {name} is empty", hint="it has to yield pairs of inputs and targets")
-    kind = type(batch).__name__
-    pair = cast("tuple[Any, ...]", batch) if isinstance(batch, (tuple, list)) else ()
-    if len(pair) != 2:
-        raise MorphirError(f"the {name} yields {kind}s, not pairs of inputs and targets")
-    return pair[0], pair[1]
-
-
-def _forward(model: nn.Module, inputs: Any, name: str) -> Any:
-    try:
-        return call(model, inputs)
-    except MorphirError:
-        raise
-    except Exception as error:
-        shapes = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
-        raise MorphirError(
-            f"the model fails on the first batch of the {name} ({shapes}): {error}",
-            hint="the batches have to look like the example inputs that the model was traced with",
-        ) from error
+    return batch
 
 
 def _check_classes(outputs: Any, targets: Any, name: str) -> None:
-    if not are_classes(outputs, targets):
+    if not are_classes(outputs, targets) or not targets.numel():
         return
     classes, highest = outputs.shape[1], int(targets.max())
     if highest >= classes:
@@ -109,16 +103,6 @@ def _check_classes(outputs: Any, targets: Any, name: str) -> None:
             f"wrong number of classes: the model has {classes} outputs, the {name} has a target {highest}",
             hint=f"build the model with at least {highest + 1} classes",
         )
-
-
-def _value(loss: Loss, outputs: Any, targets: Any, name: str) -> object:
-    try:
-        return loss(outputs, targets)
-    except Exception as error:
-        raise MorphirError(
-            f"the loss fails on the first batch of the {name}: {error}",
-            hint="loss(outputs, targets) gets the model's outputs and the batch's targets",
-        ) from error
 
 
 def _check_loss(value: object, samples: int) -> None:
@@ -133,19 +117,6 @@ def _check_loss(value: object, samples: int) -> None:
         raise MorphirError(f"the loss is {value.dtype}, not floating point")
 
 
-def _check_is_mean(loss: Loss, outputs: Any, targets: Any, value: object) -> None:
-    """A scalar loss has to be a mean: twice the same batch must not make twice the loss."""
-    if not (isinstance(value, torch.Tensor) and isinstance(outputs, torch.Tensor)):
-        return
-    if value.dim() == 0 and isinstance(targets, torch.Tensor):
-        twice = loss(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
-        if torch.allclose(twice, 2 * value, rtol=1e-3) and not torch.allclose(twice, value, rtol=1e-3):
-            raise MorphirError(
-                "the loss is a sum over the batch",
-                hint="return the mean over the batch, or one number per sample",
-            )
-
-
 def check_configuration(config: object) -> None:
     """Raises :class:`MorphirError` for anything but a :class:`GrowthConfig`, or None for the defaults."""
     if config is not None and not isinstance(config, GrowthConfig):
@@ -153,3 +124,21 @@ def check_configuration(config: object) -> None:
             f"the configuration is a {type(config).__name__}, not a GrowthConfig",
             hint='make one with GrowthConfig.preset("laptop", phases=4), or GrowthConfig.of({...})',
         )
+
+
+def checked_callbacks(callbacks: object) -> tuple[Callback, ...]:
+    """Returns the callbacks; raises :class:`MorphirError` for what is no collection of functions."""
+    kind = type(callbacks).__name__
+    items = tuple(cast("Iterable[object]", callbacks)) if isinstance(callbacks, Iterable) else (None,)
+    if not all(map(callable, items)):
+        raise MorphirError(
+            f"the callbacks are a {kind}, not a list of functions",
+            hint="give a list, as callbacks=[on_event]; each function gets one event",
+        )
+    return cast("tuple[Callback, ...]", items)
+
+
+def check_resumable(out: object, *, resume: bool) -> None:
+    """Raises :class:`MorphirError` where a run is to go on that left nothing on disk."""
+    if resume and out is None:
+        raise MorphirError("resume=True, but no run is named", hint="give its directory, as out='runs/demo'")

@@ -26,12 +26,15 @@ from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
+from morphir.runtime.learning.batches import check_loss_is_callable
 from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, resolved
 from morphir.runtime.learning.estimate import estimate_splits
 from morphir.runtime.learning.fisher import is_known
 from morphir.runtime.learning.fused_projection import FusedProjection
+from morphir.runtime.learning.loss_check import Loss, check_is_mean
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram, lower
-from morphir.runtime.learning.model_pass import Forward, Loss, Pass, detached, run_backward, run_forward
+from morphir.runtime.learning.model_pass import Forward, Pass, detached, run_backward, run_forward
+from morphir.runtime.learning.options import check_options
 from morphir.runtime.learning.projection import (
     Project,
     Projection,
@@ -103,7 +106,7 @@ class Learner:
         refused: Space name to the remark why not all is learned that the analysis allows.
 
     Raises:
-        MorphirError: for an unknown curvature, optimizer or space.
+        MorphirError: for an unknown curvature, optimizer or space, or an option out of range.
     """
 
     def __init__(
@@ -123,6 +126,9 @@ class Learner:
         seed: int = 0,
     ) -> None:
         require_graph(graph)
+        check_loss_is_callable(loss)
+        check_options(lr=lr, ema=ema, init_scale=init_scale, spaces=spaces, seed=seed)
+        seed = operator.index(seed)
         for name in spaces or ():
             graph.space(name)
         self.graph = graph
@@ -152,15 +158,18 @@ class Learner:
         self._bad_step = torch.zeros((), dtype=torch.int64, device=graph.device)
 
     def step(self, inputs: ExampleArgument, targets: Any) -> StepResult:
-        """Learns from one batch, without waiting for the device.
+        """Learns from one batch; only the first step waits for the device.
+
+        That one calls the loss once more, on twice the batch, to see that it is no sum.
 
         Args:
             inputs: What the model takes: a tensor, a tuple of arguments or a dict of keyword arguments.
             targets: What the loss takes beside the model's outputs.
 
         Raises:
-            MorphirError: if the graph was rewritten or moved since this learner was made, or if loss and
-                curvature do not fit.
+            MorphirError: if the graph was rewritten or moved since this learner was made, if the batch
+                does not fit the model or the loss, if loss and curvature do not fit, or if the loss is the
+                batch's sum.
         """
         self._check_current()
         args, kwargs = split_inputs(inputs)
@@ -168,6 +177,8 @@ class Learner:
         projections: dict[str, list[Projection]] = {}
         with frozen(self.graph), torch.no_grad():
             forward = run_forward(self.lowered, values, targets, self.loss)
+            if not self._steps:
+                check_is_mean(self.loss, detached(forward.outputs), targets, forward.loss)
             learn, score = self._curvatures(forward, targets)
 
             def work(space: SpaceProgram, run: Pass) -> None:
@@ -217,6 +228,7 @@ class Learner:
 
     @lr.setter
     def lr(self, lr: float) -> None:
+        check_options(lr=lr)
         self._optimizer.lr = lr
 
     @property

@@ -16,12 +16,12 @@ import torch
 from torch.utils import _pytree as pytree
 
 from morphir.errors import MorphirError
+from morphir.runtime.learning.batches import loss_of, outputs_of
 from morphir.runtime.learning.curvature import BatchLosses
 from morphir.runtime.learning.fisher import sampled_logit_gradient
+from morphir.runtime.learning.loss_check import Loss
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram
 from morphir.runtime.learning.precision import autocast_dtype
-
-Loss = Callable[[Any, Any], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,15 @@ def run_forward(lowered: Lowered, inputs: Sequence[Any], targets: Any, loss: Los
         inputs: The model's arguments in order.
         targets: What ``loss`` takes beside the outputs.
         loss: Returns one loss a sample or their mean.
+
+    Raises:
+        MorphirError: if the batch does not fit the model or the loss, or the loss is none.
     """
     for derived in lowered.derived:
         derived.refresh()
     with torch.enable_grad():
-        outputs, captured = lowered.program(*inputs)
-        value = _tensor_of(loss(outputs, targets))
+        outputs, captured = outputs_of(lambda: lowered.program(*inputs), inputs)
+        value = _tensor_of(loss_of(loss, outputs, targets))
     if lowered.taps and not value.requires_grad:
         raise MorphirError(
             "the loss does not depend on the model's outputs through autograd",
@@ -209,8 +212,6 @@ def _batch_size(inputs: Sequence[Any]) -> int:
     sizes = [leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]
     if not sizes:
         raise MorphirError("the inputs hold no tensor with a batch dimension")
-    if not sizes[0]:
-        raise MorphirError("the batch holds no sample", hint="leave empty batches out")
     return sizes[0]
 
 

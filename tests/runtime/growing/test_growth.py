@@ -343,7 +343,7 @@ def test_nan_loss_stops_and_names_the_step(tmp_path: Path, index: int, where: st
 
     def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         value = functional.cross_entropy(outputs, targets)
-        calls["step"] += 1
+        calls["step"] += torch.is_grad_enabled()  # trials of the loss are no steps
         return value * math.nan if calls["epoch"] == index and calls["step"] == 3 else value
 
     with pytest.raises(NonFiniteLossError, match=rf"the loss is nan at step 3 of {where}") as caught:
@@ -360,8 +360,9 @@ def once_only() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     ("data", "match"),
     [
         ([], "training data is empty"),
+        (None, "the training data is a NoneType, not batches"),
         (once_only(), "read only once"),
-        ([torch.zeros(2, 1, 8, 8)], "not pairs"),
+        ([torch.zeros(2, 1, 8, 8)], "no pair of inputs and targets in the first batch of the training data"),
         (
             [(torch.zeros(2, 1, 8, 8), torch.tensor([0, 3]))],
             "wrong number of classes: the model has 3 outputs",
@@ -386,9 +387,43 @@ def test_a_wrong_class_in_a_later_batch(tmp_path: Path) -> None:
         grow(network(), data, functional.cross_entropy, config=CONFIG, quiet=True)
 
 
+GOOD = (torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]))
+WRONG_CHANNELS = (torch.zeros(2, 2, 8, 8), torch.tensor([0, 1]))
+EMPTY = (torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64))
+TOO_FEW_TARGETS = (torch.zeros(2, 1, 8, 8), torch.tensor([0]))
+
+
+@pytest.mark.parametrize(
+    ("second", "match"),
+    [
+        (WRONG_CHANNELS, r"the model fails on batch 2 of {} \(\(2, 2, 8, 8\) float32\): .*channels"),
+        (EMPTY, "there is no sample in batch 2 of {}\n.*leave empty batches out"),
+        (
+            TOO_FEW_TARGETS,
+            r"the loss fails on batch 2 of {} \(outputs \(2, 3\) float32, targets \(1,\) int64\)",
+        ),
+        ((*GOOD, GOOD[1]), "there is no pair of inputs and targets in batch 2 of {}"),
+        (None, r"there is no pair of inputs and targets in batch 2 of {} \(NoneType\)"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["train", "learn", "evaluation"])
+def test_a_later_batch_that_does_not_fit_is_named_with_its_epoch(stage: str, second: Any, match: str) -> None:
+    config = CONFIG.model_copy(update={"train_epochs": int(stage != "learn"), "recalibration_batches": 0})
+    where = {"train": "epoch 1 .phase 1, train 1/1.", "learn": "epoch 1 .phase 1, learn 1/2."}
+    data, good = [GOOD, second], [GOOD]
+    train, held_back = (good, data) if stage == "evaluation" else (data, good)
+    with pytest.raises(MorphirError, match=match.format(where.get(stage, "the evaluation data"))) as caught:
+        grow(network(), train, functional.cross_entropy, config=config, eval_data=held_back, quiet=True)
+    assert not isinstance(caught.value, NonFiniteLossError)
+    assert (caught.value.__cause__ is not None) == any(
+        second is bad for bad in (WRONG_CHANNELS, TOO_FEW_TARGETS)
+    )
+
+
 @pytest.mark.parametrize(
     ("loss", "match"),
     [
+        (None, "the loss is a NoneType, not a function"),
         (lambda outputs, targets: outputs, r"the loss has shape \(12, 3\) for 12 samples"),
         (lambda outputs, targets: 0.5, "returns a float"),
         (lambda outputs, targets: outputs.argmax(), "not floating point"),
@@ -398,6 +433,30 @@ def test_a_wrong_class_in_a_later_batch(tmp_path: Path) -> None:
 def test_losses_that_are_none(loss: Any, match: str) -> None:
     with pytest.raises(MorphirError, match=match):
         grow(network(), loader(), loss, config=CONFIG, quiet=True)
+
+
+def test_an_optimizer_whose_state_is_unknown_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    graph = network()
+    before = {key: tensor.clone() for key, tensor in graph.state_dict().items()}
+    with pytest.raises(MorphirError, match="does not know the state of Adadelta"):
+        run(tmp_path / "run", graph=graph, optimizer=torch.optim.Adadelta(graph.parameters()))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in graph.state_dict().items())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"callbacks": None}, "the callbacks are a NoneType, not a list of functions"),
+        ({"callbacks": print}, "the callbacks are a builtin_function_or_method, not a list"),
+        ({"callbacks": ["progress"]}, "the callbacks are a list, not a list of functions"),
+        ({"optimizer": "sgd"}, "the optimizer is a str, not a torch.optim.Optimizer"),
+        ({"resume": True}, "resume=True, but no run is named"),
+    ],
+)
+def test_arguments_that_are_none(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(MorphirError, match=match):
+        run(**options)
 
 
 @pytest.mark.parametrize(

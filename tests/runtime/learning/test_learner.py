@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -381,10 +382,11 @@ class _NoHostReads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("curvature", ["batch", "mixed", "auto"])
-def test_a_step_reads_nothing_back(curvature: str) -> None:
+def test_a_step_after_the_first_reads_nothing_back(curvature: str) -> None:
     graph = _graph()
     learner = Learner(graph, functional.cross_entropy, learn_curvature=curvature, score_curvature=curvature)
     batch = _batch()
+    learner.step(*batch)  # sees what the loss is
     with _NoHostReads():
         learner.step(*batch)
         learner.step(*batch)
@@ -445,6 +447,15 @@ def test_a_rewritten_or_moved_graph_needs_a_new_learner() -> None:
     [
         ({"learn_curvature": "hessian"}, "no curvature 'hessian'"),
         ({"spaces": ["nowhere"]}, "no channel space 'nowhere'"),
+        ({"spaces": "0"}, "spaces is '0'\n.*a list of names of spaces"),
+        ({"spaces": 3}, "spaces is 3"),
+        ({"lr": -1}, "lr is -1\n.*0 or above"),
+        ({"lr": float("nan")}, "lr is nan\n.*a finite number"),
+        ({"lr": "fast"}, "lr is 'fast'"),
+        ({"ema": 5}, "ema is 5\n.*above 0, at most 1"),
+        ({"ema": 0.0}, "ema is 0.0"),
+        ({"init_scale": float("inf")}, "init_scale is inf"),
+        ({"seed": "a"}, "seed is 'a'\n.*a whole number"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
@@ -466,8 +477,54 @@ def test_losses_that_the_curvature_cannot_use() -> None:
         per_pixel.step(images, labels)
     with pytest.raises(MorphirError, match="no tensor but float"):
         Learner(_graph(), lambda outputs, targets: 1.0).step(images, labels)
-    with pytest.raises(MorphirError, match="holds no sample"):
+    with pytest.raises(MorphirError, match="there is no sample in this batch"):
         Learner(_graph(), functional.cross_entropy).step(images[:0], labels[:0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "targets", "message"),
+    [
+        (
+            (2, 1, 8, 8),
+            torch.float64,
+            torch.tensor([0, 1]),
+            r"model fails on this batch \(\(2, 1, 8, 8\) float64",
+        ),
+        (
+            (2, 3, 9, 5),
+            torch.float64,
+            torch.tensor([0, 1]),
+            r"model fails on this batch \(\(2, 3, 9, 5\) float64",
+        ),
+        (
+            (2, 3, 8, 8),
+            torch.float32,
+            torch.tensor([0, 1]),
+            r"model fails on this batch \(\(2, 3, 8, 8\) float32",
+        ),
+        ((2, 3, 8, 8), torch.float64, torch.tensor([0.0, 1.0]), r"loss fails on .*targets \(2,\) float32"),
+        ((2, 3, 8, 8), torch.float64, torch.tensor([0, 1, 2]), r"loss fails on .*targets \(3,\) int64"),
+        (
+            (2, 3, 8, 8),
+            torch.float64,
+            torch.tensor([0, 3]),
+            "a target is not one of the model's outputs in this",
+        ),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_one_clear_error(
+    shape: tuple[int, ...], dtype: torch.dtype, targets: torch.Tensor, message: str
+) -> None:
+    learner = Learner(_graph(), functional.cross_entropy)
+    with pytest.raises(MorphirError, match=message) as caught:
+        learner.step(torch.zeros(shape, dtype=dtype), targets)
+    assert caught.value.hint and caught.value.__cause__ is not None
+    learner.step(*_batch())  # what failed left nothing behind
+
+
+def test_a_loss_that_cannot_be_called_is_refused_at_once() -> None:
+    with pytest.raises(MorphirError, match="the loss is a NoneType, not a function"):
+        Learner(_graph(), None)  # type: ignore[arg-type]
 
 
 def test_a_model_is_no_graph() -> None:
@@ -510,3 +567,10 @@ def test_the_state_of_another_optimizer_of_theta_is_refused() -> None:
 def test_an_unknown_optimizer_of_theta_is_named() -> None:
     with pytest.raises(MorphirError, match="'sgd'"):
         Learner(_graph(), functional.cross_entropy, optimizer="sgd")
+
+
+def test_a_learning_rate_out_of_range_is_refused_later_too() -> None:
+    learner = Learner(_graph(), functional.cross_entropy, lr=0.5, seed=np.int64(3))
+    with pytest.raises(MorphirError, match="lr is nan"):
+        learner.lr = float("nan")
+    assert learner.lr == 0.5

@@ -18,7 +18,7 @@ from exporters.registry import EXPORTERS
 from morphir.cli.models import ModelSpec, check_classes
 from morphir.cli.options import Threads, Width
 from morphir.cli.output import print_table
-from morphir.cli.runs import DataSpec, RunSpec, is_run, read_run
+from morphir.cli.runs import DataSpec, RunSpec, is_run, read_run, seed_network
 from morphir.cli.settings import device_name, growth_config
 from morphir.data import eval_loader, train_loader
 from morphir.data.dataset import Dataset
@@ -176,7 +176,7 @@ def _run(plan: _Plan, *, quiet: bool, export: bool) -> None:
     start = time.perf_counter()
     torch.set_num_threads(plan.spec.threads or torch.get_num_threads())
     torch.manual_seed(plan.config.seed)  # pyright: ignore[reportUnknownMemberType]
-    graph = plan.spec.model.trace()
+    graph = seed_network(plan.out) if plan.resume else plan.spec.model.trace()
     check_classes(graph, plan.spec.model.model, plan.spec.model.classes)
     if not plan.resume and is_run(plan.out):
         shutil.rmtree(plan.out)

@@ -53,12 +53,18 @@ class ModelSpec(BaseModel):
         )
         return trace(model, torch.zeros(_EXAMPLES, self.channels, self.image_size, self.image_size))
 
+    @property
+    def file(self) -> Path | None:
+        """The user's file that builds the model; None where another does."""
+        file, _, _ = self.model.rpartition(":")
+        return Path(file) if file.endswith(".py") else None
+
     def absolute(self) -> ModelSpec:
         """The same with the path of a user's file made absolute, to be found again from elsewhere."""
-        file, separator, factory = self.model.rpartition(":")
-        if not file.endswith(".py"):
+        if self.file is None:
             return self
-        return self.model_copy(update={"model": f"{Path(file).resolve()}{separator}{factory}"})
+        factory = self.model.rpartition(":")[2]
+        return self.model_copy(update={"model": f"{self.file.resolve()}:{factory}"})
 
 
 def check_classes(graph: Graph, name: str, classes: int) -> None:

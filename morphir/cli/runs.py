@@ -100,13 +100,32 @@ def read_run(directory: Path) -> RunSpec:
         raise MorphirError(f"{directory / RUN_FILE} is damaged: {error}") from error
 
 
+def seed_network(directory: Path) -> Graph:
+    """Traces the network that a run was started from again.
+
+    Raises:
+        MorphirError: if there is no run, or the model cannot be built any more, or is another one by now.
+    """
+    model = read_run(directory).model
+    file = model.file
+    if file is not None and not file.is_file():
+        raise MorphirError(
+            f"the model file of the run in {directory} is gone: {file}",
+            hint=f"put it back, or write its new place into {directory / RUN_FILE}, under model",
+        )
+    graph = model.trace()
+    RunDirectory(directory).check_network(graph, model.model)
+    return graph
+
+
 def load_network(directory: Path) -> Graph:
     """Rebuilds the network of a run as its newest checkpoint has it: seed, rewrites, weights.
 
     Raises:
-        MorphirError: if there is no run, no checkpoint, or the model cannot be built any more.
+        MorphirError: if there is no run, no checkpoint, or the model cannot be built any more, or is another
+            one by now.
     """
-    graph = read_run(directory).model.trace()
+    graph = seed_network(directory)
     checkpoint, _ = newest_checkpoint(RunDirectory(directory).checkpoints)
     if checkpoint is None:
         raise MorphirError(f"the run in {directory} has no checkpoint yet")

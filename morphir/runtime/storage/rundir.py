@@ -11,7 +11,7 @@ from typing import Any
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import Rewrite
-from morphir.ir.printer import print_graph
+from morphir.ir.printer import print_graph, print_operations
 from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
 from morphir.runtime.growing.config import GrowthConfig
@@ -70,11 +70,22 @@ class RunDirectory:
                 f"the run in {self.path} was started with another configuration ({listed})",
                 hint="resume with the same configuration, or start a new run in another directory",
             )
-        if saved["network"] != fingerprint(graph):
-            raise MorphirError(
-                f"the run in {self.path} was started from another network",
-                hint="resume with a fresh trace of the same model",
-            )
+        self.check_network(graph)
+
+    def check_network(self, graph: Graph, model: str | None = None) -> None:
+        """Raises :class:`MorphirError` unless a fresh graph is the network that the run was started from.
+
+        Args:
+            graph: A fresh trace.
+            model: How the user names what it was traced of, for the message.
+        """
+        if read_json(self.config).get("network") == fingerprint(graph):
+            return
+        now = "" if model is None else f"; {model} builds another one now"
+        raise MorphirError(
+            f"the run in {self.path} was started from another network{now}",
+            hint="undo what changed in the model since then, or start a new run in another directory",
+        )
 
     def write_ir(self, graph: Graph, phase: int) -> None:
         """Writes the textual IR as it is after a phase; phase 0 is the seed."""
@@ -118,6 +129,11 @@ def read_config(path: Path) -> GrowthConfig:
 
 
 def fingerprint(graph: Graph) -> str:
-    """Returns a hash of what a network is made of: names, shapes and types of its parameters and buffers."""
+    """Returns a hash of what a network is made of: its tensors' names, shapes and types, and its program.
+
+    The program counts because a changed one may well take the same weights, and compute something else with
+    them. Source lines do not count: a file may be moved, and a comment be added.
+    """
     state = {key: [list(tensor.shape), str(tensor.dtype)] for key, tensor in graph.state_dict().items()}
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    whole = {"state": state, "program": print_operations(graph)}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

@@ -57,13 +57,13 @@ CONFIG = GrowthConfig(
 )
 
 
-def network() -> Graph:
+def network(activation: nn.Module | None = None) -> Graph:
     """A small network; dropout draws random numbers in each training step."""
     torch.manual_seed(7)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, bias=False),
         nn.BatchNorm2d(4),
-        nn.ReLU(),
+        activation or nn.ReLU(),
         nn.Conv2d(4, 6, 3, stride=2),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),

@@ -16,10 +16,8 @@ from morphir.ir.index_map import Rewrite
 from morphir.runtime.history.store import HistoryStore
 from morphir.runtime.storage.checkpoint import newest_checkpoint
 from morphir.runtime.storage.files import read_json, to_json, write_atomic
-from morphir.runtime.storage.rundir import RunDirectory
+from morphir.runtime.storage.rundir import RUN_FILE, RunDirectory
 from passes.transform import replay
-
-RUN_FILE = "run.json"
 
 
 class DataSpec(BaseModel):

@@ -21,6 +21,9 @@ from morphir.runtime.storage.program import Program
 from morphir.runtime.storage.scores import PhaseScores
 from morphir.runtime.storage.widths import plot_widths
 
+RUN_FILE = "run.json"
+"""Of the command line: where model and data come from."""
+
 
 class RunDirectory:
     """Names and writes the files of one run.
@@ -31,6 +34,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.spec = path / RUN_FILE
         self.config = path / "config.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
@@ -40,9 +44,10 @@ class RunDirectory:
         """Starts a run.
 
         Raises:
-            MorphirError: if the directory holds something, or cannot be written.
+            MorphirError: if the directory holds something, or cannot be written. The command line's
+                ``run.json`` may be there: it is written first.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or {*self.path.iterdir()} - {self.spec}):
             raise MorphirError(
                 f"{self.path} is there and not empty",
                 hint="continue the run in it with resume (--resume), or choose another directory",

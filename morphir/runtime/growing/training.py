@@ -7,6 +7,7 @@ the step named.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,7 +24,18 @@ Batches = Iterable[tuple[Any, Any]]
 
 
 class NonFiniteLossError(MorphirError):
-    """The loss became NaN or infinite; the last checkpoint is from before that."""
+    """The loss became NaN or infinite; the last checkpoint is from before that.
+
+    Args:
+        loss: Which loss it is, and its value.
+        place: Step and epoch.
+    """
+
+    def __init__(self, loss: str, place: str) -> None:
+        super().__init__(
+            f"the {loss} {place}",
+            hint="lower the learning rate; the last checkpoint holds the weights from before",
+        )
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,23 @@ class Placement:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """Calls a model on a tensor, a tuple of positional or a mapping of keyword arguments."""
+    """Calls a model on a tensor, a tuple of positional or a mapping of keyword arguments.
+
+    Raises:
+        MorphirError: if a batch norm that trains gets a single value of a channel, which has no variance.
+    """
+    try:
+        return _call(model, inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise MorphirError(
+            f"batch norm cannot train on a batch of {batch_samples(inputs)}: {error}",
+            hint="make the batches larger (batch_size)",
+        ) from error
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**cast("Mapping[str, Any]", inputs))
     if isinstance(inputs, tuple | list):
@@ -125,10 +153,7 @@ class LossMeter:
         first = self.steps - len(values) + 1
         for offset, (value, size) in enumerate(zip(values, self._sizes, strict=True)):
             if not -float("inf") < value < float("inf"):
-                raise NonFiniteLossError(
-                    f"the loss is {value} at step {first + offset} of {self._place}",
-                    hint="lower the learning rate; the last checkpoint holds the weights from before",
-                )
+                raise NonFiniteLossError(f"loss is {value}", f"at step {first + offset} of {self._place}")
             self._total += value * size
             self._samples += size
         self._pending.clear()
@@ -197,6 +222,15 @@ class Evaluation:
     loss: float
     error: float | None
     samples: int
+
+    def check_finite(self, place: str) -> None:
+        """Raises :class:`NonFiniteLossError` if the loss is NaN or infinite.
+
+        Args:
+            place: The epoch, for the message.
+        """
+        if not math.isfinite(self.loss):
+            raise NonFiniteLossError(f"test loss is {self.loss}", f"after {place}")
 
 
 @torch.no_grad()

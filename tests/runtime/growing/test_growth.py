@@ -352,6 +352,14 @@ def test_nan_loss_stops_and_names_the_step(tmp_path: Path, index: int, where: st
     assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == f"{index:06d}"
 
 
+def test_nan_test_loss_stops_and_names_the_epoch(tmp_path: Path) -> None:
+    evaluation = [(torch.full((2, 1, 8, 8), math.nan), torch.zeros(2, dtype=torch.int64))]
+    with pytest.raises(NonFiniteLossError, match="the test loss is nan after epoch 1 .*train 1/2") as caught:
+        run(tmp_path / "run", eval_data=evaluation)
+    assert "hint: lower the learning rate" in str(caught.value)
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["000000"]
+
+
 def once_only() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     yield torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
 

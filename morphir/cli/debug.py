@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from morphir.cli.models import ModelSpec, default_image_size
+from morphir.cli.models import ModelSpec
 from morphir.cli.options import Channels, Classes, ImageSize, Width
 from morphir.cli.runs import has_history, is_run, read_run, seed_network
 from morphir.cli.shell import Shell
@@ -64,9 +64,8 @@ def command(
             session = Session.open(subject, resolve=_resolver(subject))
         else:
             folder = history or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "history"
-            size = image_size or default_image_size(subject)
-            spec = ModelSpec(
-                model=subject, width=width, channels=channels, classes=classes, image_size=size
+            spec = ModelSpec.of(
+                subject, width=width, channels=channels, classes=classes, image_size=image_size
             ).absolute()
             session = Session.of_graph(spec.trace().eval(), folder, spec.model_dump(mode="json"))
         shell = Shell(session, _data(subject, session))

@@ -38,6 +38,14 @@ class ModelSpec(BaseModel):
     classes: int = 10
     image_size: int = SMALL_IMAGE
 
+    @staticmethod
+    def of(
+        model: str, *, width: int | None, channels: int, classes: int, image_size: int | None
+    ) -> ModelSpec:
+        """What a user says of a fresh model; without a size, images are as large as such models take them."""
+        size = _default_image_size(model) if image_size is None else image_size
+        return ModelSpec(model=model, width=width, channels=channels, classes=classes, image_size=size)
+
     def trace(self) -> Graph:
         """Builds the model, traces it, and checks that it yields one logit per class.
 
@@ -85,6 +93,5 @@ def check_classes(graph: Graph, name: str, classes: int) -> None:
         )
 
 
-def default_image_size(model: str) -> int:
-    """Returns the side of the images that a model is looked at with, where the user names none."""
+def _default_image_size(model: str) -> int:
     return LARGE_IMAGE if model.startswith("torchvision:") else SMALL_IMAGE

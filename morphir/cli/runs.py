@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from morphir.cli.models import ModelSpec, default_image_size
+from morphir.cli.models import ModelSpec
 from morphir.data import load
 from morphir.data.dataset import Dataset
 from morphir.errors import MorphirError
@@ -154,5 +154,5 @@ def load_subject(
         return load_network(Path(name))
     if Path(name).is_dir():
         read_run(Path(name))
-    size = image_size or default_image_size(name)
-    return ModelSpec(model=name, width=width, channels=channels, classes=classes, image_size=size).trace()
+    spec = ModelSpec.of(name, width=width, channels=channels, classes=classes, image_size=image_size)
+    return spec.trace()

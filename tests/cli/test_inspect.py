@@ -121,6 +121,7 @@ def test_bad_input(invoke: Invoke, tmp_path: Path) -> None:
     result = invoke("inspect", *RESNET, "--space", "layer9")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "error: there is no channel space 'layer9'" in result.stderr
+    assert "image_size must be at least 1, got 0" in invoke("inspect", "vgg19", "--image-size", 0).stderr
     assert "there is no run in" in invoke("inspect", tmp_path).stderr
     assert "torchvision has no classifier 'resnet81'" in invoke("inspect", "torchvision:resnet81").stderr
 

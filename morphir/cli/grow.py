@@ -18,7 +18,7 @@ from morphir.cli.models import ModelSpec, check_classes
 from morphir.cli.options import Threads, Width
 from morphir.cli.output import print_table
 from morphir.cli.runs import DataSpec, RunSpec, read_run, seed_network
-from morphir.cli.settings import device_name, growth_config
+from morphir.cli.settings import growth_config, placed
 from morphir.cli.starting import StartingRun, check_free
 from morphir.data import eval_loader, train_loader
 from morphir.data.dataset import Dataset
@@ -28,7 +28,6 @@ from morphir.report import REPORT_FILE, write_report
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.events import Event, PhaseEnded, RunEnded, RunStarted
 from morphir.runtime.growing.growth import GrowthResult, grow
-from morphir.runtime.growing.validation import resolve_device
 from morphir.runtime.storage.rundir import RunDirectory, read_config
 from morphir.seeds import SEEDS
 from morphir.seeds.layers import initialise
@@ -111,8 +110,8 @@ def command(
     else:
         if model is None or data is None:
             raise MorphirError("a new run needs --model and --data", hint="or --resume, to continue one")
-        settings = growth_config(
-            preset or _DEFAULT_PRESET, config, assignments or (), seed=seed, device=_available(device)
+        settings = placed(
+            growth_config(preset or _DEFAULT_PRESET, config, assignments or (), seed=seed), device
         )
         check_free(out, force=force)
         source = DataSpec(data=data, data_dir=data_dir, limit=limit)
@@ -120,10 +119,6 @@ def command(
             out.resolve() if force else out, settings, model, width, source, threads, download=download
         )
     _run(plan, quiet=quiet, export=export)
-
-
-def _available(device: str | None) -> str:
-    return str(resolve_device(device_name(device or "auto"), torch.device("cpu")))
 
 
 def _refuse_with_resume(names: Sequence[str]) -> None:
@@ -160,8 +155,7 @@ def _resumed(
         raise MorphirError(
             f"the run in {out} was killed before it started", hint="start it again, with --force"
         )
-    config = read_config(out)
-    config = config.model_copy(update={"device": _available(device or config.device)})
+    config = placed(read_config(out), device)
     source = spec.data if data_dir is None else spec.data.model_copy(update={"data_dir": data_dir})
     spec = spec.model_copy(update={"threads": threads or spec.threads})
     return _Plan(spec, config, source.load(download=download), out, resume=True)

@@ -113,7 +113,9 @@ class GrowthConfig(BaseModel):
 
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seeds every random choice")
     deterministic: bool = Field(False, description="ask torch for deterministic algorithms alone")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps, ...; None is where the graph is")
+    device: str | None = Field(
+        None, description="cpu, cuda, cuda:1, mps, ...; None is where the graph is, for the command line auto"
+    )
     amp: bool = Field(False, description="bfloat16 autocast")
     channels_last: bool = Field(False, description="channels-last memory format")
     compile: bool = Field(False, description="compile the learning steps' elementwise work, by torch.compile")

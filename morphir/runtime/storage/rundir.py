@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,19 @@ class RunDirectory:
                 hint="resume with the same configuration, or start a new run in another directory",
             )
         self.check_network(graph)
+
+    def forget_start(self) -> None:
+        """Clears the way for a run that was stopped before its first checkpoint to start again.
+
+        Raises:
+            MorphirError: if it had come further; then its checkpoints were removed.
+        """
+        if self.metrics.exists() and self.metrics.stat().st_size:
+            raise MorphirError(
+                f"the run in {self.path} had begun, but {self.checkpoints} holds no checkpoint",
+                hint="put its checkpoints back, or start a new run in another directory",
+            )
+        shutil.rmtree(self.history, ignore_errors=True)
 
     def check_network(self, graph: Graph, model: str | None = None) -> None:
         """Raises :class:`MorphirError` unless a fresh graph is the network that the run was started from.

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -228,6 +229,18 @@ def test_resumes_after_a_kill_while_writing(
     assert_same_run(run(tmp_path / "run", resume=True), uninterrupted)
 
 
+def test_resumes_what_was_stopped_before_its_first_checkpoint(
+    tmp_path: Path, uninterrupted: GrowthResult
+) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path / "run", callbacks=[kill_when(KILLS["in training"])])
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(MorphirError, match="had begun, but .*checkpoints holds no checkpoint\n.*put its"):
+        run(tmp_path / "run", resume=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("")  # as it is before the first epoch's end
+    assert_same_run(run(tmp_path / "run", resume=True), uninterrupted)
+
+
 def test_resumes_twice(tmp_path: Path, uninterrupted: GrowthResult) -> None:
     for index, resume in ((3, False), (7, True)):
         with pytest.raises(Killed):
@@ -268,7 +281,8 @@ def test_full_disk_keeps_the_last_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "write_bytes", full)
         with pytest.raises(
-            MorphirError, match="cannot write .*000003: No space left on device\n.*then resume"
+            MorphirError,
+            match="cannot write .*000003: No space left on device\n.*free some space, .*, then resume: the",
         ):
             run(tmp_path / "run")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] in (

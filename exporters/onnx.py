@@ -20,6 +20,7 @@ from exporters.onnx_attention import with_heads
 from exporters.onnx_check import compare, outputs_at
 from exporters.onnx_clean import add_lineage, strip_paths
 from exporters.outputs import plain_outputs
+from exporters.overwriting import check_replaceable
 from exporters.quiet import quiet
 from morphir.errors import ExportError, GuardError, TargetLimitError
 from morphir.ir.graph import Graph, require_graph
@@ -64,7 +65,7 @@ def export_onnx(
 
     Args:
         graph: A float32 graph in evaluation mode; it is not changed.
-        path: The file; its folder is made.
+        path: The file; its folder is made. An earlier export is replaced, another file not.
         opset: Version of the ONNX operators; torch's default if None.
         verify: Compare with onnxruntime on random inputs: 1e-5 absolute, 1e-3 relative, the same top-1 class.
         batch_sizes: The batch sizes to compare at.
@@ -72,11 +73,12 @@ def export_onnx(
     Raises:
         TargetLimitError: if the weights take more than 1.8 GB, or the path through the model depends on the
             batch size.
-        ExportError: in train mode, for other dtypes than float32, or if the file does not compute what the
-            graph computes; then nothing new is left on disk.
+        ExportError: in train mode, for other dtypes than float32, in the place of a file that is no export,
+            or if the file does not compute what the graph computes; then nothing new is left on disk.
     """
     require_graph(graph)
     place = checked_path(path, ".onnx")
+    check_replaceable(place)
     _check_exportable(graph)
     model = with_heads(plain_outputs(copy.deepcopy(graph).cpu()))
     _check_guards(model, batch_sizes)

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from exporters.files import checked_path, staged
 from exporters.inputs import random_inputs
+from exporters.overwriting import check_replaceable
 from exporters.source.program import program
 from exporters.source.text import morphir_version, print_program
 from morphir.errors import ExportError
@@ -43,21 +44,22 @@ class PytorchExport:
 def export_pytorch(
     graph: Graph, path: str | os.PathLike[str], *, class_name: str | None = None, verify: bool = True
 ) -> PytorchExport:
-    """Writes ``net.py``, which imports torch alone, and ``net.safetensors`` with the graph's ``state_dict``.
+    """Writes ``grown.py``, which imports torch alone, and ``grown.safetensors`` with the ``state_dict``.
 
     Args:
         graph: The graph; neither it nor its mode is changed.
-        path: Where to put the source; the weights go beside it.
+        path: Where to put the source; the weights go beside it. Earlier exports are replaced, no other file.
         class_name: Name of the model's class; the user's own by default.
         verify: Load what was written, and compare keys and outputs (bit for bit, in evaluation mode).
 
     Raises:
-        ExportError: if the program uses what is not torch's, the files cannot be written, or what was written
-            does not compute what the graph computes; then nothing new is left on disk.
+        ExportError: if the program uses what is not torch's, the files cannot be written or are no exports,
+            or what was written does not compute what the graph computes; then nothing new is left on disk.
     """
     require_graph(graph)
     source = checked_path(path, ".py")
     weights = source.with_suffix(".safetensors")
+    check_replaceable(source, weights)
     name = _class_name(graph, class_name)
     parameters = sum(parameter.numel() for parameter in graph.parameters())
     text = print_program(program(graph, name), parameters=parameters, weights=weights.name)

@@ -12,14 +12,15 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from morphir.cli.models import ModelSpec, default_image_size
+from morphir.cli.models import ModelSpec
 from morphir.cli.options import Channels, Classes, ImageSize, Width
-from morphir.cli.runs import has_history, is_run, read_run
+from morphir.cli.runs import has_history, is_run, read_run, seed_network
 from morphir.cli.shell import Shell
 from morphir.data import eval_loader
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.runtime.history.forward import Inputs
+from morphir.runtime.history.origin import Resolve
 from morphir.runtime.history.session import Session
 
 
@@ -60,12 +61,11 @@ def command(
                 raise MorphirError(
                     "--history is for models", hint="a run has a history of its own; leave it out"
                 )
-            session = Session.open(subject, resolve=resolve_model)
+            session = Session.open(subject, resolve=_resolver(subject))
         else:
             folder = history or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "history"
-            size = image_size or default_image_size(subject)
-            spec = ModelSpec(
-                model=subject, width=width, channels=channels, classes=classes, image_size=size
+            spec = ModelSpec.of(
+                subject, width=width, channels=channels, classes=classes, image_size=image_size
             ).absolute()
             session = Session.of_graph(spec.trace().eval(), folder, spec.model_dump(mode="json"))
         shell = Shell(session, _data(subject, session))
@@ -82,6 +82,11 @@ def resolve_model(spec: Mapping[str, Any]) -> Graph:
         return ModelSpec.model_validate(spec).trace()
     except ValidationError as error:
         raise MorphirError(f"the model's name is damaged: {error}") from error
+
+
+def _resolver(subject: str) -> Resolve:
+    """A run knows what its model was, and where its file lies by now; a history its name alone."""
+    return (lambda _: seed_network(Path(subject))) if is_run(subject) else resolve_model
 
 
 def _data(subject: str, session: Session) -> Callable[[], Inputs] | None:

@@ -30,7 +30,7 @@ def command(
 
     \b
     morphir export runs/demo --to onnx
-    morphir export runs/demo --to pytorch --out net.py
+    morphir export runs/demo --to pytorch --out grown.py
     morphir export torchvision:resnet18 --to onnx --out resnet18.onnx
     """  # noqa: D301
     exporter = EXPORTERS.get(to)

@@ -18,7 +18,7 @@ from morphir.cli.models import check_classes
 from morphir.cli.options import Subject, Threads, Width
 from morphir.cli.output import print_table
 from morphir.cli.runs import DataSpec, is_run, load_subject
-from morphir.cli.settings import device_name, growth_config
+from morphir.cli.settings import growth_config, placed
 from morphir.data import eval_loader, train_loader
 from morphir.data.dataset import Dataset
 from morphir.ir.graph import Graph
@@ -31,7 +31,7 @@ from morphir.runtime.growing.recalibration import recalibrate
 from morphir.runtime.growing.run_state import new_optimizer
 from morphir.runtime.growing.training import LossMeter, Placement, evaluate, train_epoch
 from morphir.runtime.learning.curvature import CURVATURES, curvature
-from morphir.runtime.storage.files import write_atomic
+from morphir.runtime.storage.files import cannot_write, write_atomic
 
 _TRAIN_EPOCHS = 2
 _Line = TypeVar("_Line", Measured, Applied)
@@ -89,7 +89,9 @@ def command(
             "--set", metavar="KEY=VALUE", help="One option of the configuration.", show_default=False
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto; auto if left out.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seeds every random choice.")] = 0,
     threads: Threads = None,
 ) -> None:
@@ -107,13 +109,14 @@ def command(
     """  # noqa: D301
     chosen = [name for name in CURVATURES if name != "none"]
     study = Study(_known(learn) or chosen, _known(score) or chosen, baselines, prunes, per_space)
+    config = placed(growth_config(preset, None, assignments or (), seed=seed), device)
     torch.set_num_threads(threads or torch.get_num_threads())
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     dataset = DataSpec(data=data, data_dir=data_dir, limit=limit).load()
     graph = _graph(model, width, dataset)
-    config = growth_config(preset, None, assignments or (), seed=seed, device=device_name(device))
     placement = Placement(torch.device(config.device or "cpu"))
     graph.to(placement.device)
+    _make_folder(out)
     epochs = (0 if is_run(model) else _TRAIN_EPOCHS) if train_epochs is None else train_epochs
     _train(graph, dataset, config, placement, epochs)
     recalibrate(graph, _epoch(dataset, config, placement, 0), placement, config.recalibration_batches)
@@ -134,7 +137,6 @@ def command(
         scale=config.theta_scale,
         seed=seed,
     )
-    out.mkdir(parents=True, exist_ok=True)
     if many:
         trial: list[Any] = list(islice(_epoch(dataset, config, placement, 0), config.trial_batches))
         _print_many(list(_kept(together(problem, config, trial, held_back), out / "together.jsonl")))
@@ -148,6 +150,14 @@ def _known(names: Sequence[str] | None) -> list[str]:
     for name in names or ():
         curvature(name)
     return list(names or ())
+
+
+def _make_folder(out: Path) -> None:
+    """Makes the folder before anything is trained for it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(out, error) from error
 
 
 def _graph(name: str, width: int | None, dataset: Dataset) -> Graph:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,9 @@ from exporters.registry import EXPORTERS
 from morphir.cli.models import ModelSpec, check_classes
 from morphir.cli.options import Threads, Width
 from morphir.cli.output import print_table
-from morphir.cli.runs import DataSpec, RunSpec, is_run, read_run
-from morphir.cli.settings import device_name, growth_config
+from morphir.cli.runs import DataSpec, RunSpec, read_run, seed_network
+from morphir.cli.settings import growth_config, placed
+from morphir.cli.starting import StartingRun, check_free
 from morphir.data import eval_loader, train_loader
 from morphir.data.dataset import Dataset
 from morphir.errors import MorphirError
@@ -28,8 +28,7 @@ from morphir.report import REPORT_FILE, write_report
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.events import Event, PhaseEnded, RunEnded, RunStarted
 from morphir.runtime.growing.growth import GrowthResult, grow
-from morphir.runtime.growing.validation import resolve_device
-from morphir.runtime.storage.rundir import read_config
+from morphir.runtime.storage.rundir import RunDirectory, read_config
 from morphir.seeds import SEEDS
 from morphir.seeds.layers import initialise
 
@@ -111,17 +110,15 @@ def command(
     else:
         if model is None or data is None:
             raise MorphirError("a new run needs --model and --data", hint="or --resume, to continue one")
-        settings = growth_config(
-            preset or _DEFAULT_PRESET, config, assignments or (), seed=seed, device=_available(device)
+        settings = placed(
+            growth_config(preset or _DEFAULT_PRESET, config, assignments or (), seed=seed), device
         )
-        _check_free(out, force)
+        check_free(out, force=force)
         source = DataSpec(data=data, data_dir=data_dir, limit=limit)
-        plan = _new(out, settings, model, width, source, threads, download=download)
+        plan = _new(
+            out.resolve() if force else out, settings, model, width, source, threads, download=download
+        )
     _run(plan, quiet=quiet, export=export)
-
-
-def _available(device: str | None) -> str:
-    return str(resolve_device(device_name(device or "auto"), torch.device("cpu")))
 
 
 def _refuse_with_resume(names: Sequence[str]) -> None:
@@ -129,18 +126,6 @@ def _refuse_with_resume(names: Sequence[str]) -> None:
         raise MorphirError(
             f"{', '.join(names)} cannot be changed with --resume",
             hint="the run directory says it; leave it out, or start a new run",
-        )
-
-
-def _check_free(out: Path, force: bool) -> None:
-    """Says before anything is loaded that the directory is taken; ``--force`` replaces runs alone."""
-    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if taken and not (force and is_run(out)):
-        raise MorphirError(
-            f"{out} is there and not empty",
-            hint="continue the run in it with --resume, replace it with --force, or choose another --out"
-            if is_run(out)
-            else "choose another --out",
         )
 
 
@@ -165,8 +150,12 @@ def _resumed(
     out: Path, device: str | None, data_dir: str | None, threads: int | None, *, download: bool
 ) -> _Plan:
     """What the run directory says, on this machine's device and with this machine's data directory."""
-    spec, config = read_run(out), read_config(out)
-    config = config.model_copy(update={"device": _available(device or config.device)})
+    spec = read_run(out)
+    if not RunDirectory(out).config.exists():
+        raise MorphirError(
+            f"the run in {out} was killed before it started", hint="start it again, with --force"
+        )
+    config = placed(read_config(out), device)
     source = spec.data if data_dir is None else spec.data.model_copy(update={"data_dir": data_dir})
     spec = spec.model_copy(update={"threads": threads or spec.threads})
     return _Plan(spec, config, source.load(download=download), out, resume=True)
@@ -176,15 +165,9 @@ def _run(plan: _Plan, *, quiet: bool, export: bool) -> None:
     start = time.perf_counter()
     torch.set_num_threads(plan.spec.threads or torch.get_num_threads())
     torch.manual_seed(plan.config.seed)  # pyright: ignore[reportUnknownMemberType]
-    graph = plan.spec.model.trace()
+    graph = seed_network(plan.out) if plan.resume else plan.spec.model.trace()
     check_classes(graph, plan.spec.model.model, plan.spec.model.classes)
-    if not plan.resume and is_run(plan.out):
-        shutil.rmtree(plan.out)
-    try:
-        result = _grow(plan, graph, quiet=quiet)
-    except KeyboardInterrupt as error:
-        error.add_note(f"continue with: morphir grow --out {plan.out} --resume")
-        raise
+    result = (_continue if plan.resume else _start)(plan, graph, quiet=quiet)
     files = list(_export(graph, plan.out)) if export else []
     if not quiet:
         _print_summary(result, time.perf_counter() - start)
@@ -194,12 +177,35 @@ def _run(plan: _Plan, *, quiet: bool, export: bool) -> None:
             typer.echo(f"wrote {file}, verified")
 
 
-def _grow(plan: _Plan, graph: Graph, *, quiet: bool) -> GrowthResult:
+def _start(plan: _Plan, graph: Graph, *, quiet: bool) -> GrowthResult:
+    with StartingRun(plan.out) as directory:
+        plan.spec.write(plan.out)  # first, so that what a killed run leaves is known for a run
+        try:
+            return _grow(plan, graph, directory.started, quiet=quiet)
+        except KeyboardInterrupt as error:
+            if directory.has_started:
+                error.add_note(_how_to_continue(plan))
+            raise
+
+
+def _continue(plan: _Plan, graph: Graph, *, quiet: bool) -> GrowthResult:
+    try:
+        return _grow(plan, graph, partial(plan.spec.write, plan.out), quiet=quiet)
+    except KeyboardInterrupt as error:
+        error.add_note(_how_to_continue(plan))
+        raise
+
+
+def _how_to_continue(plan: _Plan) -> str:
+    return f"continue with: morphir grow --out {plan.out} --resume"
+
+
+def _grow(plan: _Plan, graph: Graph, started: Callable[[], None], *, quiet: bool) -> GrowthResult:
     config, device = plan.config, plan.config.device or "cpu"
 
-    def note_origin(event: Event) -> None:
+    def note_start(event: Event) -> None:
         if isinstance(event, RunStarted):
-            plan.spec.write(plan.out)
+            started()
 
     def report(event: Event) -> None:
         if isinstance(event, PhaseEnded | RunEnded):
@@ -211,7 +217,7 @@ def _grow(plan: _Plan, graph: Graph, *, quiet: bool) -> GrowthResult:
         partial(functional.cross_entropy, reduction="none"),
         config=config,
         eval_data=eval_loader(plan.dataset, device=device),
-        callbacks=(note_origin, report),
+        callbacks=(note_start, report),
         out=plan.out,
         resume=plan.resume,
         initialise=initialise if plan.spec.model.model in SEEDS else None,

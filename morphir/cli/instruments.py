@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from morphir.cli.models import ModelSpec, default_image_size
+from morphir.cli.models import ModelSpec
 from morphir.cli.runs import has_history, is_run, read_run
 from morphir.errors import MorphirError
 from morphir.runtime.history.preserving import VerifyOutputs
@@ -159,9 +159,8 @@ def _model_of(arguments: Mapping[str, Any]) -> Mapping[str, Any] | None:
     name = arguments.get("subject")
     if name is None or has_history(name):
         return None
-    sizes = {key: arguments[key] for key in ("width", "channels", "classes")}
-    image_size = arguments["image_size"] or default_image_size(name)
-    return ModelSpec(model=name, image_size=image_size, **sizes).absolute().model_dump(mode="json")
+    sizes = {key: arguments[key] for key in ("width", "channels", "classes", "image_size")}
+    return ModelSpec.of(name, **sizes).absolute().model_dump(mode="json")
 
 
 def _check_stopped(number: int | None) -> None:

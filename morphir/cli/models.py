@@ -38,6 +38,14 @@ class ModelSpec(BaseModel):
     classes: int = 10
     image_size: int = SMALL_IMAGE
 
+    @staticmethod
+    def of(
+        model: str, *, width: int | None, channels: int, classes: int, image_size: int | None
+    ) -> ModelSpec:
+        """What a user says of a fresh model; without a size, images are as large as such models take them."""
+        size = _default_image_size(model) if image_size is None else image_size
+        return ModelSpec(model=model, width=width, channels=channels, classes=classes, image_size=size)
+
     def trace(self) -> Graph:
         """Builds the model, traces it, and checks that it yields one logit per class.
 
@@ -53,12 +61,18 @@ class ModelSpec(BaseModel):
         )
         return trace(model, torch.zeros(_EXAMPLES, self.channels, self.image_size, self.image_size))
 
+    @property
+    def file(self) -> Path | None:
+        """The user's file that builds the model; None where another does."""
+        file, _, _ = self.model.rpartition(":")
+        return Path(file) if file.endswith(".py") else None
+
     def absolute(self) -> ModelSpec:
         """The same with the path of a user's file made absolute, to be found again from elsewhere."""
-        file, separator, factory = self.model.rpartition(":")
-        if not file.endswith(".py"):
+        if self.file is None:
             return self
-        return self.model_copy(update={"model": f"{Path(file).resolve()}{separator}{factory}"})
+        factory = self.model.rpartition(":")[2]
+        return self.model_copy(update={"model": f"{self.file.resolve()}:{factory}"})
 
 
 def check_classes(graph: Graph, name: str, classes: int) -> None:
@@ -79,6 +93,5 @@ def check_classes(graph: Graph, name: str, classes: int) -> None:
         )
 
 
-def default_image_size(model: str) -> int:
-    """Returns the side of the images that a model is looked at with, where the user names none."""
+def _default_image_size(model: str) -> int:
     return LARGE_IMAGE if model.startswith("torchvision:") else SMALL_IMAGE

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from morphir.cli.models import ModelSpec, default_image_size
+from morphir.cli.models import ModelSpec
 from morphir.data import load
 from morphir.data.dataset import Dataset
 from morphir.errors import MorphirError
@@ -16,10 +16,8 @@ from morphir.ir.index_map import Rewrite
 from morphir.runtime.history.store import HistoryStore
 from morphir.runtime.storage.checkpoint import newest_checkpoint
 from morphir.runtime.storage.files import read_json, to_json, write_atomic
-from morphir.runtime.storage.rundir import RunDirectory
+from morphir.runtime.storage.rundir import RUN_FILE, RunDirectory
 from passes.transform import replay
-
-RUN_FILE = "run.json"
 
 
 class DataSpec(BaseModel):
@@ -100,13 +98,32 @@ def read_run(directory: Path) -> RunSpec:
         raise MorphirError(f"{directory / RUN_FILE} is damaged: {error}") from error
 
 
+def seed_network(directory: Path) -> Graph:
+    """Traces the network that a run was started from again.
+
+    Raises:
+        MorphirError: if there is no run, or the model cannot be built any more, or is another one by now.
+    """
+    model = read_run(directory).model
+    file = model.file
+    if file is not None and not file.is_file():
+        raise MorphirError(
+            f"the model file of the run in {directory} is gone: {file}",
+            hint=f"put it back, or write its new place into {directory / RUN_FILE}, under model",
+        )
+    graph = model.trace()
+    RunDirectory(directory).check_network(graph, model.model)
+    return graph
+
+
 def load_network(directory: Path) -> Graph:
     """Rebuilds the network of a run as its newest checkpoint has it: seed, rewrites, weights.
 
     Raises:
-        MorphirError: if there is no run, no checkpoint, or the model cannot be built any more.
+        MorphirError: if there is no run, no checkpoint, or the model cannot be built any more, or is another
+            one by now.
     """
-    graph = read_run(directory).model.trace()
+    graph = seed_network(directory)
     checkpoint, _ = newest_checkpoint(RunDirectory(directory).checkpoints)
     if checkpoint is None:
         raise MorphirError(f"the run in {directory} has no checkpoint yet")
@@ -137,5 +154,5 @@ def load_subject(
         return load_network(Path(name))
     if Path(name).is_dir():
         read_run(Path(name))
-    size = image_size or default_image_size(name)
-    return ModelSpec(model=name, width=width, channels=channels, classes=classes, image_size=size).trace()
+    spec = ModelSpec.of(name, width=width, channels=channels, classes=classes, image_size=image_size)
+    return spec.trace()

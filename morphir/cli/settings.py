@@ -11,6 +11,7 @@ import torch
 
 from morphir.errors import MorphirError
 from morphir.runtime.growing.config import GrowthConfig
+from morphir.runtime.growing.validation import resolve_device
 from morphir.runtime.storage.files import read_json
 
 
@@ -51,8 +52,22 @@ def _assignment(text: str) -> tuple[str, Any]:
         return key.strip(), value
 
 
-def device_name(name: str) -> str:
-    """Returns the device to use; ``auto`` is CUDA, else MPS, else the CPU."""
+def placed(config: GrowthConfig, device: str | None) -> GrowthConfig:
+    """Returns the configuration with a device of this machine.
+
+    Args:
+        config: The configuration.
+        device: As the user names it, or ``auto``: CUDA, else MPS, else the CPU. Where None, the
+            configuration says it, or it is ``auto``.
+
+    Raises:
+        MorphirError: if there is no such device on this machine.
+    """
+    found = resolve_device(_device_name(device or config.device or "auto"), torch.device("cpu"))
+    return config.model_copy(update={"device": str(found)})
+
+
+def _device_name(name: str) -> str:
     if name != "auto":
         return name
     if torch.cuda.is_available():

@@ -12,6 +12,7 @@ from morphir.cli.options import AsJson, Channels, Classes, ImageSize, Subject, W
 from morphir.cli.output import Lines, print_json
 from morphir.cli.runs import load_subject
 from morphir.cli.verification import closing_lines, header, lines_of
+from morphir.runtime.growing.config import LARGEST_SEED
 from morphir.runtime.oracle.oracle import Check, check_graph, summary
 
 
@@ -30,7 +31,12 @@ def command(
         typer.Option(help="Check so many spaces, spread over the network; all if left out.", min=1),
     ] = None,
     exports: Annotated[bool, typer.Option(help="Export the changed network too.")] = True,
-    seed: Annotated[int, typer.Option(help="Of inputs, batch-norm statistics and the choice of groups.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Of inputs, batch-norm statistics and the choice of groups.", min=0, max=LARGEST_SEED
+        ),
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Prove on a model that splits, prunes and exports are right.

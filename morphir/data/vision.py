@@ -88,7 +88,9 @@ def _directory(row: VisionDataset, data_dir: Path | None, download: bool) -> Pat
     if data_dir is None:
         raise MorphirError(
             f"{row.name} needs a data directory",
-            hint=f"name one with --data-dir; it holds {row.folder}/, or add --download",
+            hint="name one with --data-dir, to download into"
+            if download
+            else f"name the one that holds {row.folder}/ with --data-dir, or one to --download into",
         )
     if not data_dir.is_dir() and not download:
         raise MorphirError(

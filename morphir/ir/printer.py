@@ -85,6 +85,15 @@ def print_graph(graph: Graph) -> str:
     return _ascii("\n".join([f"graph @{name}({inputs}) {{", *body, "}", "spaces {", *spaces, "}", ""]))
 
 
+def print_operations(graph: Graph) -> str:
+    """Returns what the nodes compute, without types, spaces and source lines.
+
+    Two graphs that print alike compute alike with the same weights, wherever their source lies and whatever
+    the sizes of their example inputs.
+    """
+    return _ascii("\n".join(_statement(graph, node, f"%{node.name}") for node in graph.graph.nodes))
+
+
 def print_node(graph: Graph, name: str) -> str:
     """Returns the line of one node.
 
@@ -96,16 +105,17 @@ def print_node(graph: Graph, name: str) -> str:
 
 
 def _print_node(graph: Graph, node: fx.Node) -> str:
-    if node.target is guard:
-        line = _print_guard(node)
-    elif node.op == "output":
-        line = f"return {_value(node.args[0])}"
-    elif node.op == "placeholder":
-        line = _typed(graph, node)
-    else:
-        line = f"{_typed(graph, node)} = {_operation(graph, node)}"
+    line = _statement(graph, node, _typed(graph, node))
     source = source_of(node)
     return f"{line}      # {source}" if source is not None and node.op != "output" else line
+
+
+def _statement(graph: Graph, node: fx.Node, result: str) -> str:
+    if node.target is guard:
+        return _print_guard(node)
+    if node.op == "output":
+        return f"return {_value(node.args[0])}"
+    return result if node.op == "placeholder" else f"{result} = {_operation(graph, node)}"
 
 
 def _print_guard(node: fx.Node) -> str:

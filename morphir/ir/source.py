@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import os
+import site
 import sys
+import sysconfig
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,9 +18,12 @@ from torch import fx
 _PACKAGE = Path(__file__).parent.parent
 _OWN = tuple(f"{_PACKAGE / part}{os.sep}" for part in ("ir", "analysis", "runtime", "cli"))
 _STANDARD_LIBRARY = frozenset({Path(os.__file__).parent, Path(collections.__file__).parent})
+_PLACES = map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib", "scripts"))
+_INSTALLED = tuple(f"{place}{os.sep}" for place in (*_PLACES, *site.getsitepackages()))
+_TRACER = str(_PACKAGE / "ir" / "tracer.py")
 FORWARD_PREFIX = "morphir_forward_"
 """How the files begin that hold the generated forwards of graphs."""
-_INTERNAL = (f"{Path(torch.__file__).parent}{os.sep}", *_OWN)
+_INTERNAL = (f"{Path(torch.__file__).parent}{os.sep}", *_OWN, str(_PACKAGE / "__main__.py"))
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,26 @@ def is_user_file(filename: str, *, standard_library: bool = True) -> bool:
 
 
 def calling_user_line() -> SourceLocation | None:
-    """Returns the innermost line on the stack that is neither torch's nor the tracer's."""
+    """Returns the innermost line on the stack that is neither torch's nor the tracer's.
+
+    A model may be an installed package's, so its lines count. Outside the model, where no line of it is on
+    the stack, only a program of the user's counts: not the command line's own machinery.
+    """
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    in_model = True
     while frame is not None:
-        if is_user_file(frame.f_code.co_filename):
-            return SourceLocation(frame.f_code.co_filename, frame.f_lineno)
+        file = frame.f_code.co_filename
+        if is_user_file(file) and (in_model or not _is_installed(file)):
+            return SourceLocation(file, frame.f_lineno)
+        in_model = in_model and not (file == _TRACER and frame.f_code.co_name == "trace")
         frame = frame.f_back
     return None
+
+
+@cache
+def _is_installed(filename: str) -> bool:
+    """Whether a file is Python's own, an installed package's, or an installed command."""
+    return filename.startswith(_INSTALLED)
 
 
 def failing_user_line(traceback: TracebackType | None) -> SourceLocation | None:

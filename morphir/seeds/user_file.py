@@ -119,7 +119,7 @@ def user_code(path: Path, what: str) -> Generator[None]:
         yield
     except MorphirError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = f"{what}: {type(error).__name__}: {error}"
         raise MorphirError(
             message, source=_line(path, error), hint="run the file by itself to see it fail"
@@ -128,7 +128,7 @@ def user_code(path: Path, what: str) -> Generator[None]:
         sys.path.remove(folder)
 
 
-def _line(path: Path, error: Exception) -> str:
+def _line(path: Path, error: Exception | SystemExit) -> str:
     """The innermost line of the user's file in ``error``'s traceback, as ``file.py:12``."""
     file = str(path.resolve())
     if isinstance(error, SyntaxError) and error.filename == file:

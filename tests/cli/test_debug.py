@@ -260,6 +260,13 @@ def test_a_rewrite_that_never_comes_is_an_error(invoke: Invoke, model_file: Path
     assert "stopped after rewrite #1" in invoke(*place, "--stop-after-rewrite", 1).stderr
 
 
+def test_a_reproducer_that_is_not_there(invoke: Invoke, tmp_path: Path) -> None:
+    result = invoke("reproduce", tmp_path / "nosuch")
+    assert result.exit_code == 1
+    assert f"error: there is no reproducer in {tmp_path / 'nosuch'}" in result.stderr
+    assert "hint: name a folder that --reproducer-dir wrote" in result.stderr
+
+
 def test_a_reproducer_on_the_command_line(
     invoke: Invoke, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

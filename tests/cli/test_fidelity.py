@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from morphir.cli.app import app
@@ -48,6 +49,29 @@ def test_many_at_once(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "out" / "together.jsonl").read_text().splitlines()]
     assert [line["plan"] for line in lines] == ["all of it", "best factor", "backtracked"]
     assert "sum of estimates" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--device", "gpu"), "'gpu' is not a device"),
+        (("--device", "cuda:97"), "there is no device 'cuda:97' on this machine"),
+        (("--seed", 10**23), "seed: Input should be less than or equal to"),
+        (("--out", "file"), "cannot write file"),
+    ],
+)
+def test_bad_input_is_one_error_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[object, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(MODEL)
+    Path("file").write_text("mine")
+    given = ["net.py:build", "--data", "digits", "--limit", "200", "--out", "out", *map(str, options)]
+    result = CliRunner().invoke(app, ["fidelity", *given])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"error: {message}" in result.stderr or f"growth configuration: {message}" in result.stderr
+    assert Path("file").read_text() == "mine"
+    assert not Path("out").exists()
 
 
 def test_an_unknown_curvature_is_one_error(tmp_path: Path) -> None:

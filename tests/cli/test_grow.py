@@ -79,14 +79,6 @@ def test_interrupted_and_resumed_is_uninterrupted(
         assert (out / name).read_bytes() == (finished_run / name).read_bytes()
 
 
-def test_force_replaces_a_run_but_nothing_else(invoke: Invoke, growing: Growing, tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "thesis.tex").write_text("years of work")
-    assert_error(invoke(*growing(mine, "--force")), f"{mine} is there and not empty")
-    assert (mine / "thesis.tex").read_text() == "years of work"
-
-
 def test_an_existing_run_is_kept(invoke: Invoke, growing: Growing, finished_run: Path) -> None:
     before = sorted(path.name for path in finished_run.rglob("*"))
     assert_error(invoke(*growing(finished_run)), "not empty", "hint:", "--resume")

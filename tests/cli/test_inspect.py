@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +113,21 @@ def test_ir(invoke: Invoke) -> None:
     assert json.loads(invoke("inspect", *RESNET, "--ir", "--json").stdout) == {"ir": text}
 
 
+def test_lines_are_the_models_and_never_the_command_lines(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nfrom torchvision.models import AlexNet\n"
+        "def build(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(3600, 10))\n"
+        "def library(): return AlexNet(10)\n"
+    )
+
+    def lines(factory: str, size: int) -> str:
+        command = [sys.executable, "-m", "morphir", "inspect", f"net.py:{factory}", "--ir"]
+        return subprocess.check_output([*command, "--image-size", str(size)], cwd=tmp_path, text=True)
+
+    assert " # " not in lines("build", 32)
+    assert "# alexnet.py:" in lines("library", 64)
+
+
 def test_a_run_is_inspected_as_it_grew(invoke: Invoke, finished_run: Path) -> None:
     found = json.loads(invoke("inspect", finished_run, "--json").stdout)
     last = json.loads((finished_run / "metrics.jsonl").read_text().splitlines()[-1])
@@ -121,6 +138,7 @@ def test_bad_input(invoke: Invoke, tmp_path: Path) -> None:
     result = invoke("inspect", *RESNET, "--space", "layer9")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "error: there is no channel space 'layer9'" in result.stderr
+    assert "image_size must be at least 1, got 0" in invoke("inspect", "vgg19", "--image-size", 0).stderr
     assert "there is no run in" in invoke("inspect", tmp_path).stderr
     assert "torchvision has no classifier 'resnet81'" in invoke("inspect", "torchvision:resnet81").stderr
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from morphir.cli.settings import device_name, growth_config
+from morphir.cli.settings import growth_config, placed
 from morphir.errors import MorphirError
 from morphir.runtime.growing.config import GrowthConfig
 
@@ -38,6 +38,16 @@ def test_bad_files(tmp_path: Path) -> None:
         growth_config("demo", file, [])
 
 
+def test_the_device_is_that_of_the_option_else_of_the_configuration() -> None:
+    config = growth_config("demo", None, ["device=cpu"])
+    assert placed(config, None).device == "cpu"
+    assert placed(growth_config("demo", None, ["device=cuda:97"]), "cpu").device == "cpu"
+    with pytest.raises(MorphirError, match="there is no device 'cuda:97' on this machine"):
+        placed(growth_config("demo", None, ["device=cuda:97"]), None)
+    with pytest.raises(MorphirError, match="'gpu' is not a device"):
+        placed(config, "gpu")
+
+
 def test_auto_is_a_device_that_is_there() -> None:
-    assert device_name("auto") in {"cuda", "mps", "cpu"}
-    assert device_name("cuda:1") == "cuda:1"
+    for options in ([], ["device=auto"]):
+        assert placed(growth_config("demo", None, options), None).device in {"cuda", "mps", "cpu"}

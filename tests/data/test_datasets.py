@@ -124,6 +124,8 @@ def test_cifar(
 
 
 def test_missing_data_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(MorphirError, match="needs a data directory\n  hint: name one .* to download into$"):
+        load("fashion-mnist", download=True)
     with pytest.raises(MorphirError, match=r"fashion-mnist needs a data directory\n  hint: .*--data-dir"):
         load("fashion-mnist")
     with pytest.raises(MorphirError, match=r"absent' does not exist\n  hint: .*FashionMNIST/raw.*--download"):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from morphir.analysis.tracing import trace
 from morphir.ir.channels import Value, ValueLayout
 from morphir.ir.groups import Groups
-from morphir.ir.printer import print_graph, print_node, print_value
+from morphir.ir.printer import print_graph, print_node, print_operations, print_value
 
 
 class SmallNet(nn.Module):
@@ -47,6 +47,20 @@ def test_a_node_prints_as_its_line_of_the_graph() -> None:
     for node in graph.graph.nodes:
         if node.op != "placeholder":
             assert print_node(graph, node.name) in lines
+
+
+def test_operations_tell_programs_apart_and_nothing_else() -> None:
+    def operations(slope: float, side: int) -> str:
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.LeakyReLU(slope))
+        return print_operations(trace(model, torch.randn(2, 3, side, side)))
+
+    assert operations(0.2, 8).splitlines() == [
+        "%input_1",
+        "%_0 = conv2d(%input_1, @0.weight, @0.bias) {kernel_size=3, padding=1}",
+        "%_1 = leaky_relu(%_0) {negative_slope=0.2}",
+        "return %_1",
+    ]
+    assert operations(0.2, 8) == operations(0.2, 16) != operations(0.3, 8)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,9 @@ def test_mistakes_in_the_file_name_its_line(tmp_path: Path) -> None:
     failing = write(tmp_path, "def net():\n    raise KeyError('lost')\n")
     with pytest.raises(MorphirError, match=r"factory 'net' failed: KeyError: 'lost'\n  at: .*net\.py:3"):
         resolve(f"{failing}:net")
+    leaving = write(tmp_path, "def net():\n    raise SystemExit(3)\n", "leaving.py")
+    with pytest.raises(MorphirError, match=r"factory 'net' failed: SystemExit: 3\n  at: .*leaving\.py:3"):
+        resolve(f"{leaving}:net")
     broken = write(tmp_path, "\n1 / 0\n", "broken.py")
     with pytest.raises(MorphirError, match=r"cannot be imported: ZeroDivisionError.*\n  at: .*broken\.py:3"):
         resolve(f"{broken}:net")

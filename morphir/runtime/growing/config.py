@@ -11,14 +11,17 @@ import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from morphir.errors import MorphirError
+from morphir.runtime.learning.curvature import AUTO, CURVATURES
 from morphir.runtime.learning.theta_optimizer import ThetaOptimizerName
 
 LearningRateSchedule = Literal["constant", "steps", "cosine"]
 ThetaSchedule = Literal["constant", "cosine"]
 Final = Literal["retrain", "fine-tune", "none"]
+LARGEST_SEED = 2**63 - 1
+"""torch's generators take no more than 64 bits, and each phase counts up from the seed."""
 
 
 class GrowthConfig(BaseModel):
@@ -108,9 +111,11 @@ class GrowthConfig(BaseModel):
     final_lr: float | None = Field(None, gt=0, description="its learning rate; None is lr")
     final_lr_schedule: LearningRateSchedule = Field("cosine", description="how its rate falls")
 
-    seed: int = Field(0, ge=0, description="seeds every random choice")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seeds every random choice")
     deterministic: bool = Field(False, description="ask torch for deterministic algorithms alone")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps, ...; None is where the graph is")
+    device: str | None = Field(
+        None, description="cpu, cuda, cuda:1, mps, ...; None is where the graph is, for the command line auto"
+    )
     amp: bool = Field(False, description="bfloat16 autocast")
     channels_last: bool = Field(False, description="channels-last memory format")
     compile: bool = Field(False, description="compile the learning steps' elementwise work, by torch.compile")
@@ -126,6 +131,13 @@ class GrowthConfig(BaseModel):
                 super().__init__(**values)
             except ValidationError as error:
                 raise _readable(error) from None
+
+    @field_validator("learn_curvature", "score_curvature")
+    @classmethod
+    def _curvature_is_known(cls, name: str) -> str:
+        if name not in {AUTO, *CURVATURES}:
+            raise ValueError(f"there is no such curvature; there are {', '.join((AUTO, *CURVATURES))}")
+        return name
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> GrowthConfig:

@@ -116,6 +116,7 @@ def _train(job: Job, state: RunState, slot: Slot) -> EpochRecord:
     if job.eval_data is None:
         return record
     found = evaluate(job.graph, job.eval_data, job.loss, job.placement)
+    found.check_finite(str(slot))
     state.test_error = found.error
     return replace(record, test_loss=found.loss, test_error=found.error)
 

@@ -7,7 +7,8 @@ Built on :class:`Learner` and :func:`transform` alone, as a user's own loop woul
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -33,6 +34,7 @@ from morphir.runtime.growing.validation import (
     resolve_device,
 )
 from morphir.runtime.history.recorder import RecordHistory
+from morphir.runtime.storage.files import StorageError
 from morphir.runtime.storage.metrics import MetricsFile
 from morphir.runtime.storage.rundir import RunDirectory
 from passes.instruments import instrumented
@@ -133,7 +135,7 @@ def _run(job: Job, optimizer: optim.Optimizer | None, *, resume: bool) -> Growth
     slots = plan(job.config)
     job.emit(RunStarted(job.graph, job.config, slots, state.position))
     recorders = () if state.recorder is None else (state.recorder,)
-    with instrumented(*recorders):
+    with instrumented(*recorders), _resumable():
         for slot in slots[state.position :]:
             run_epoch(job, state, slot)
     evaluation = None
@@ -142,6 +144,16 @@ def _run(job: Job, optimizer: optim.Optimizer | None, *, resume: bool) -> Growth
     job.emit(RunEnded(job.graph, time.perf_counter() - start))
     path = None if job.directory is None else job.directory.path
     return GrowthResult(job.graph, state.optimizer, tuple(state.phases), evaluation, path)
+
+
+@contextmanager
+def _resumable() -> Generator[None]:
+    """Says of a failed write that nothing is lost: a run that has begun has a checkpoint."""
+    try:
+        yield
+    except StorageError as error:
+        hint = f"{error.hint or 'mend this'}, then resume: the last checkpoint is intact"
+        raise StorageError(error.message, hint=hint) from error
 
 
 def _place(job: Job) -> None:
@@ -163,6 +175,7 @@ def _open(job: Job, optimizer: optim.Optimizer | None, *, resume: bool) -> RunSt
         state = load_state(job, directory, optimizer)
         if state is not None:
             return state
+        directory.forget_start()
     elif directory is not None:
         directory.create(job.config, job.graph)
     seed_everything(job.config.seed)

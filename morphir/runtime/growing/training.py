@@ -7,6 +7,7 @@ the step named.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,14 +18,32 @@ from torch.utils import _pytree as pytree
 
 from morphir.errors import MorphirError
 from morphir.ir.state import evaluation_mode
-from morphir.runtime.learning.batches import batch_samples, in_batch, loss_of, outputs_of, pair_of
+from morphir.runtime.learning.batches import (
+    BatchError,
+    batch_samples,
+    in_batch,
+    loss_of,
+    outputs_of,
+    pair_of,
+)
 from morphir.runtime.learning.loss_check import Loss
 
 Batches = Iterable[tuple[Any, Any]]
 
 
 class NonFiniteLossError(MorphirError):
-    """The loss became NaN or infinite; the last checkpoint is from before that."""
+    """The loss became NaN or infinite; the last checkpoint is from before that.
+
+    Args:
+        loss: Which loss it is, and its value.
+        place: Step and epoch.
+    """
+
+    def __init__(self, loss: str, place: str) -> None:
+        super().__init__(
+            f"the {loss} {place}",
+            hint="lower the learning rate; the last checkpoint holds the weights from before",
+        )
 
 
 @dataclass(frozen=True)
@@ -61,9 +80,23 @@ def call(model: nn.Module, inputs: Any) -> Any:
     """Calls a model on a tensor, a tuple of positional or a mapping of keyword arguments.
 
     Raises:
-        BatchError: if the batch is empty, or the model fails on it.
+        BatchError: if the batch is empty, or the model fails on it, as a batch norm does that trains on a
+            single value of a channel, which has no variance.
     """
-    return outputs_of(lambda: _call(model, inputs), inputs)
+    return outputs_of(lambda: _checked_call(model, inputs), inputs)
+
+
+def _checked_call(model: nn.Module, inputs: Any) -> Any:
+    try:
+        return _call(model, inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise BatchError(
+            "batch norm cannot train on",
+            f" ({batch_samples(inputs)} in it): {error}",
+            hint="make the batches larger (batch_size)",
+        ) from error
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:
@@ -133,10 +166,7 @@ class LossMeter:
         first = self.steps - len(values) + 1
         for offset, (value, size) in enumerate(zip(values, self._sizes, strict=True)):
             if not -float("inf") < value < float("inf"):
-                raise NonFiniteLossError(
-                    f"the loss is {value} at step {first + offset} of {self._place}",
-                    hint="lower the learning rate; the last checkpoint holds the weights from before",
-                )
+                raise NonFiniteLossError(f"loss is {value}", f"at step {first + offset} of {self._place}")
             self._total += value * size
             self._samples += size
         self._pending.clear()
@@ -200,6 +230,15 @@ class Evaluation:
     loss: float
     error: float | None
     samples: int
+
+    def check_finite(self, place: str) -> None:
+        """Raises :class:`NonFiniteLossError` if the loss is NaN or infinite.
+
+        Args:
+            place: The epoch, for the message.
+        """
+        if not math.isfinite(self.loss):
+            raise NonFiniteLossError(f"test loss is {self.loss}", f"after {place}")
 
 
 @torch.no_grad()

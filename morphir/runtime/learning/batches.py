@@ -72,7 +72,7 @@ def outputs_of(run: Callable[[], Any], inputs: Any) -> Any:
     except Exception as error:
         raise BatchError(
             "the model fails on",
-            f" ({_described(inputs)}): {error}",
+            f" ({_described(inputs)}): {_named(error)}",
             hint="the batches have to look like the example inputs that the model was traced with",
         ) from error
 
@@ -96,7 +96,7 @@ def loss_of(loss: Loss, outputs: Any, targets: Any) -> Any:
     except Exception as error:
         raise BatchError(
             "the loss fails on",
-            f" (outputs {_described(outputs)}, targets {_described(targets)}): {error}",
+            f" (outputs {_described(outputs)}, targets {_described(targets)}): {_named(error)}",
             hint="loss(outputs, targets) gets the model's outputs and the batch's targets",
         ) from error
 
@@ -120,6 +120,10 @@ def batch_samples(inputs: Any) -> int:
     """Returns how many samples a batch holds: the first tensor's leading extent."""
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
     return tensors[0].shape[0] if tensors and tensors[0].dim() else 1
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _described(value: object) -> str:

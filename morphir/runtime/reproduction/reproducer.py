@@ -146,6 +146,11 @@ class Reproducer:
         Raises:
             MorphirError: if there is none, or it is damaged.
         """
+        if not (folder / _FILE).is_file():
+            raise ReproducerError(
+                f"there is no reproducer in {folder}: it has no {_FILE}",
+                hint="name a folder that --reproducer-dir wrote for one failure",
+            )
         data = read_json(folder / _FILE)
         tensors = read_tensors(folder / "pipeline.safetensors")
         try:

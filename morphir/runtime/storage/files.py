@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from safetensors import torch as safetensors_torch
 
 from morphir.errors import MorphirError
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -72,10 +74,10 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def cannot_write(path: Path, error: OSError) -> StorageError:
     """Returns the error for a failed write."""
-    return StorageError(
-        f"cannot write {path}: {error.strerror or error}",
-        hint="free some space or choose another place, then resume; the last checkpoint is intact",
-    )
+    hint = "free some space, or choose another place" if error.errno in _FULL else "choose another place"
+    if isinstance(error, PermissionError):
+        hint = "choose a place that you may write to, or change its permissions"
+    return StorageError(f"cannot write {path}: {error.strerror or error}", hint=hint)
 
 
 def sync_directory(path: Path) -> None:

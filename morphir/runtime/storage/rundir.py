@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import Rewrite
-from morphir.ir.printer import print_graph
+from morphir.ir.printer import print_graph, print_operations
 from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
 from morphir.runtime.growing.config import GrowthConfig
@@ -20,6 +21,9 @@ from morphir.runtime.storage.files import read_json, to_json, write_atomic
 from morphir.runtime.storage.program import Program
 from morphir.runtime.storage.scores import PhaseScores
 from morphir.runtime.storage.widths import plot_widths
+
+RUN_FILE = "run.json"
+"""Of the command line: where model and data come from."""
 
 
 class RunDirectory:
@@ -31,6 +35,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.spec = path / RUN_FILE
         self.config = path / "config.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
@@ -40,9 +45,10 @@ class RunDirectory:
         """Starts a run.
 
         Raises:
-            MorphirError: if the directory holds something, or cannot be written.
+            MorphirError: if the directory holds something, or cannot be written. The command line's
+                ``run.json`` may be there: it is written first.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or {*self.path.iterdir()} - {self.spec}):
             raise MorphirError(
                 f"{self.path} is there and not empty",
                 hint="continue the run in it with resume (--resume), or choose another directory",
@@ -70,11 +76,35 @@ class RunDirectory:
                 f"the run in {self.path} was started with another configuration ({listed})",
                 hint="resume with the same configuration, or start a new run in another directory",
             )
-        if saved["network"] != fingerprint(graph):
+        self.check_network(graph)
+
+    def forget_start(self) -> None:
+        """Clears the way for a run that was stopped before its first checkpoint to start again.
+
+        Raises:
+            MorphirError: if it had come further; then its checkpoints were removed.
+        """
+        if self.metrics.exists() and self.metrics.stat().st_size:
             raise MorphirError(
-                f"the run in {self.path} was started from another network",
-                hint="resume with a fresh trace of the same model",
+                f"the run in {self.path} had begun, but {self.checkpoints} holds no checkpoint",
+                hint="put its checkpoints back, or start a new run in another directory",
             )
+        shutil.rmtree(self.history, ignore_errors=True)
+
+    def check_network(self, graph: Graph, model: str | None = None) -> None:
+        """Raises :class:`MorphirError` unless a fresh graph is the network that the run was started from.
+
+        Args:
+            graph: A fresh trace.
+            model: How the user names what it was traced of, for the message.
+        """
+        if read_json(self.config).get("network") == fingerprint(graph):
+            return
+        now = "" if model is None else f"; {model} builds another one now"
+        raise MorphirError(
+            f"the run in {self.path} was started from another network{now}",
+            hint="undo what changed in the model since then, or start a new run in another directory",
+        )
 
     def write_ir(self, graph: Graph, phase: int) -> None:
         """Writes the textual IR as it is after a phase; phase 0 is the seed."""
@@ -118,6 +148,11 @@ def read_config(path: Path) -> GrowthConfig:
 
 
 def fingerprint(graph: Graph) -> str:
-    """Returns a hash of what a network is made of: names, shapes and types of its parameters and buffers."""
+    """Returns a hash of what a network is made of: its tensors' names, shapes and types, and its program.
+
+    The program counts because a changed one may well take the same weights, and compute something else with
+    them. Source lines do not count: a file may be moved, and a comment be added.
+    """
     state = {key: [list(tensor.shape), str(tensor.dtype)] for key, tensor in graph.state_dict().items()}
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    whole = {"state": state, "program": print_operations(graph)}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

@@ -39,6 +39,9 @@ def test_paper_preset_has_the_papers_values() -> None:
         ({"phases": -1}, "phases: .*greater than or equal to 0, got -1"),
         ({"best_fraction": 1.5}, "best_fraction: .*less than or equal to 1"),
         ({"momentum": 0.0}, "nesterov needs a momentum"),
+        ({"seed": 10**23}, "seed: .*less than or equal to 9223372036854775807"),
+        ({"learn_curvature": "bach"}, "learn_curvature: there is no such .* auto, .*batch.*got 'bach'"),
+        ({"score_curvature": "sampled"}, "score_curvature: there is no such curvature.*got 'sampled'"),
         ({"final": "again"}, "final: .*'retrain', 'fine-tune' or 'none'"),
     ],
 )

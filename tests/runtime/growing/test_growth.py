@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -57,13 +58,13 @@ CONFIG = GrowthConfig(
 )
 
 
-def network() -> Graph:
+def network(activation: nn.Module | None = None) -> Graph:
     """A small network; dropout draws random numbers in each training step."""
     torch.manual_seed(7)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, bias=False),
         nn.BatchNorm2d(4),
-        nn.ReLU(),
+        activation or nn.ReLU(),
         nn.Conv2d(4, 6, 3, stride=2),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
@@ -228,6 +229,18 @@ def test_resumes_after_a_kill_while_writing(
     assert_same_run(run(tmp_path / "run", resume=True), uninterrupted)
 
 
+def test_resumes_what_was_stopped_before_its_first_checkpoint(
+    tmp_path: Path, uninterrupted: GrowthResult
+) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path / "run", callbacks=[kill_when(KILLS["in training"])])
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(MorphirError, match="had begun, but .*checkpoints holds no checkpoint\n.*put its"):
+        run(tmp_path / "run", resume=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("")  # as it is before the first epoch's end
+    assert_same_run(run(tmp_path / "run", resume=True), uninterrupted)
+
+
 def test_resumes_twice(tmp_path: Path, uninterrupted: GrowthResult) -> None:
     for index, resume in ((3, False), (7, True)):
         with pytest.raises(Killed):
@@ -268,7 +281,8 @@ def test_full_disk_keeps_the_last_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "write_bytes", full)
         with pytest.raises(
-            MorphirError, match="cannot write .*000003: No space left on device\n.*then resume"
+            MorphirError,
+            match="cannot write .*000003: No space left on device\n.*free some space, .*, then resume: the",
         ):
             run(tmp_path / "run")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] in (
@@ -350,6 +364,14 @@ def test_nan_loss_stops_and_names_the_step(tmp_path: Path, index: int, where: st
         grow(network(), loader(), loss, config=CONFIG, out=tmp_path / "run", callbacks=[note], quiet=True)
     assert "hint: lower the learning rate" in str(caught.value)
     assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == f"{index:06d}"
+
+
+def test_nan_test_loss_stops_and_names_the_epoch(tmp_path: Path) -> None:
+    evaluation = [(torch.full((2, 1, 8, 8), math.nan), torch.zeros(2, dtype=torch.int64))]
+    with pytest.raises(NonFiniteLossError, match="the test loss is nan after epoch 1 .*train 1/2") as caught:
+        run(tmp_path / "run", eval_data=evaluation)
+    assert "hint: lower the learning rate" in str(caught.value)
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["000000"]
 
 
 def once_only() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

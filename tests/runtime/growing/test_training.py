@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from morphir.analysis.tracing import trace
+from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
@@ -126,6 +127,19 @@ def test_call_takes_tensors_tuples_and_mappings() -> None:
     one, two = torch.ones(2), torch.full((2,), 2.0)
     for inputs in ((one, two), [one, two], {"y": two, "x": one}):
         assert torch.equal(call(Sum(), inputs), -one)
+
+
+def test_a_batch_norm_that_cannot_train_says_why() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    graph = trace(model, torch.zeros(2, 1, 2, 2))
+    batches = [(torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))]
+    optimizer = torch.optim.SGD(graph.parameters(), lr=0.1)
+    with pytest.raises(
+        MorphirError, match="cannot train on a batch of 1: .*\n.*hint: make the batches larger"
+    ):
+        train_epoch(graph, batches, functional.cross_entropy, optimizer, CPU, LossMeter("epoch 1", 1))
+    with pytest.raises(MorphirError, match=r"batch norm cannot train on .*\(1 in it\)"):
+        recalibrate(graph, batches, CPU, 1)
 
 
 def test_recalibration_is_the_mean_over_batches() -> None:

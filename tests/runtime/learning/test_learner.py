@@ -75,7 +75,7 @@ def test_the_users_graph_is_untouched(fails: bool) -> None:
 
     learner = Learner(graph, loss)
     if fails:
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(MorphirError, match="the loss fails on this batch .*ZeroDivisionError"):
             learner.step(*images_and_labels)
     else:
         learner.step(*images_and_labels)

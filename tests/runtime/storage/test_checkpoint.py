@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from morphir.runtime.storage.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from morphir.runtime.storage.files import StorageError
+from morphir.runtime.storage.files import StorageError, cannot_write
 from morphir.runtime.storage.metrics import MetricsFile, read_metrics
 from morphir.runtime.storage.packing import pack, unpack
 
@@ -128,6 +129,19 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: p
     assert found is not None
     assert not warnings
     assert_same(found.sections, first.sections)
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.ENOSPC, "free some space, or choose another place"),
+        (errno.EACCES, "choose a place that you may write to, or change its permissions"),
+        (errno.ENOTDIR, "choose another place"),
+    ],
+)
+def test_the_hint_of_a_failed_write_fits_its_cause(number: int, hint: str) -> None:
+    error = cannot_write(Path("there"), OSError(number, os.strerror(number)))
+    assert str(error) == f"cannot write there: {os.strerror(number)}\n  hint: {hint}"
 
 
 def test_leftovers_of_a_killed_writer_are_ignored_and_removed(tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "goal": ".2f",
         "uncompiled": ".2f",
         "sampled Fisher too": ".2f",
+        "by default": ".2f",
         "training, MiB": ".1f",
         "learning, MiB": ".1f",
         "ratio ": ".2f",
@@ -142,7 +143,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         [
             *(row["model"], row["side"], row["batch"], row["mode"]),
             *(row["ms"]["training"], row["ms"]["learning"], row["ratios"]["learning"], row["goal"]),
-            *(row["ratios"]["uncompiled"], row["ratios"]["sampled"]),
+            *(row["ratios"][name] for name in ("uncompiled", "sampled", "default")),
             *(size / _MIB if (size := row["bytes"].get(name)) else None for name in ("training", "learning")),
             row["memory_ratio"],
         ]

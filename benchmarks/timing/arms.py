@@ -39,7 +39,7 @@ def training(case: Case, mode: Mode, device: str) -> Step:
 
 
 def learning(case: Case, mode: Mode, device: str, *, curvature: str = "batch", compile: bool = True) -> Step:
-    """One step of the learner: forward, backward, all estimates, Adam on every theta, moving averages.
+    """One step of the learner: forward, backward, all estimates, Adam-mini on every theta, moving averages.
 
     Args:
         case: The network.
@@ -79,8 +79,10 @@ ARMS: dict[str, Arm] = {
     "learning": learning,
     "uncompiled": partial(learning, compile=False),
     "sampled": partial(learning, curvature="auto"),
+    "default": partial(learning, curvature="auto", compile=False),
 }
-"""``sampled``: with the default curvatures, which take a second pass for the sampled Fisher."""
+"""``sampled``: with the default curvatures, which take a second pass for the sampled Fisher; ``default``: not
+compiled either, as ``Learner(graph, loss)`` is."""
 
 
 def _data(case: Case, mode: Mode, device: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -57,7 +57,7 @@ def command(
     found = check_graph(graph, seed=seed, spaces=space, max_spaces=max_spaces, exports=exports)
     checks: list[Check] = []
     with Lines("spaces", min(len(names), max_spaces or len(names)), quiet=as_json) as out:
-        out.line(header(names))
+        out.line(header(names) if names else "no channel space: there is nothing to split or prune")
         for together in _by_site(found):
             checks += together
             out.advance(together[0].space is not None)

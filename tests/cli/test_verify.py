@@ -97,3 +97,11 @@ def test_one_space_alone(invoke: Invoke, model_file: Path) -> None:
 def test_spaces_are_sampled(invoke: Invoke) -> None:
     result = invoke("verify", "resnet20", "--width", 4, "--image-size", 8, "--max-spaces", 2, "--no-exports")
     assert list(cells(result)) == ["space", "conv1", "fc", "plan"]
+
+
+def test_a_model_without_channels_says_so(invoke: Invoke, tmp_path: Path) -> None:
+    source = "from torch import nn\n\n\ndef build() -> nn.Module:\n    return nn.Sequential(nn.ReLU())\n"
+    (tmp_path / "plain.py").write_text(source)
+    result = invoke(*options(tmp_path / "plain.py"))
+    assert result.exit_code == 0, result.output
+    assert "no channel space: there is nothing to split or prune" in result.stdout

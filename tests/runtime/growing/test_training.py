@@ -135,7 +135,7 @@ def test_a_batch_norm_that_cannot_train_says_why() -> None:
     batches = [(torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))]
     optimizer = torch.optim.SGD(graph.parameters(), lr=0.1)
     with pytest.raises(
-        MorphirError, match="cannot train on a batch of 1: .*\n.*hint: make the batches larger"
+        MorphirError, match=r"cannot train on batch 1 of epoch 1 \(1 in it\): .*\n.*hint: make the batches"
     ):
         train_epoch(graph, batches, functional.cross_entropy, optimizer, CPU, LossMeter("epoch 1", 1))
     with pytest.raises(MorphirError, match=r"batch norm cannot train on .*\(1 in it\)"):

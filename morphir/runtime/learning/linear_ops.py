@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from morphir.runtime.learning.axes import along_axes
 from morphir.runtime.learning.live_taps import live_taps
 
 Apply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -37,7 +38,7 @@ def _convolution(module: Any) -> Apply:
 
     def apply(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         stride, padding, dilation = (
-            _along_axes(option, axes) for option in (module.stride, module.padding, module.dilation)
+            along_axes(option, axes) for option in (module.stride, module.padding, module.dilation)
         )
         # As PyTorch does, from the kernel itself, whatever the module says of its size.
         live = live_taps(tuple(x.shape[-axes:]), tuple(kernel.shape[2:]), stride, padding, dilation)
@@ -46,12 +47,6 @@ def _convolution(module: Any) -> Apply:
         return convolve(x, kernel, bias, stride, padding, dilation, module.groups)
 
     return apply
-
-
-def _along_axes(option: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    """Returns one number for each spatial axis; one number may stand for all, as PyTorch allows."""
-    numbers = (option,) if isinstance(option, int) else tuple(option)
-    return numbers * axes if len(numbers) == 1 else numbers
 
 
 def _transposed(function: Callable[..., torch.Tensor]) -> Callable[[Any], Apply]:

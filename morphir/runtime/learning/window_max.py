@@ -7,7 +7,7 @@ those of its window: the first of equal ones takes the gradient, as with PyTorch
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import reduce
 from math import prod
 from typing import Any, cast
@@ -15,6 +15,8 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 from torch.nn import functional
+
+from morphir.runtime.learning.axes import along_axes
 
 _MOST = 9
 """The largest window: each of its values is compared with all others."""
@@ -31,7 +33,7 @@ def window_of(module: nn.Module | None) -> tuple[int, ...] | None:
         return None
     pool, axes = cast("Any", module), _MODULES[type(module)]
     kernel, stride, padding, dilation = (
-        _along_axes(option, axes) for option in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+        along_axes(option, axes) for option in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
     )
     apart = stride == kernel and not any(padding) and all(step == 1 for step in dilation)
     if not apart or pool.ceil_mode or pool.return_indices or prod(kernel) > _MOST:
@@ -89,10 +91,6 @@ class _WindowMax(torch.autograd.Function):
         if any(behind for _, behind in left):
             taken = functional.pad(taken, list(itertools.chain(*reversed(left))))
         return taken, None
-
-
-def _along_axes(option: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    return (option,) * axes if isinstance(option, int) else tuple(option)
 
 
 def _filled(x: torch.Tensor, extents: tuple[int, ...]) -> torch.Tensor:

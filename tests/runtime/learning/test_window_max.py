@@ -37,6 +37,7 @@ def test_values_and_gradients(axes: int, data: st.DataObject) -> None:
     [
         (nn.MaxPool2d(2), (2, 2)),
         (nn.MaxPool2d((1, 2)), (1, 2)),
+        (nn.MaxPool2d((2,)), (2, 2)),
         (nn.MaxPool2d(3, 3), (3, 3)),
         (nn.MaxPool1d(2, 2), (2,)),
         (nn.MaxPool3d(2), (2, 2, 2)),

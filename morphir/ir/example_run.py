@@ -15,10 +15,10 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 
-from morphir.errors import MorphirError, TraceError, reason
+from morphir.errors import MorphirError
 from morphir.ir.quiet import failing_quietly, fixed_randomness
-from morphir.ir.source import failing_user_line
 from morphir.ir.state import attribute, evaluation_mode
+from morphir.ir.traceable import model_failure
 from morphir.ir.values import map_leaves, tensors
 
 
@@ -170,11 +170,7 @@ class ExampleRun:
             with evaluation_mode(self.root), fixed_randomness():
                 self.call()
         except Exception as error:
-            raise TraceError(
-                f"the model fails on the example inputs: {reason(error)}",
-                source=failing_user_line(error.__traceback__),
-                hint="check the example inputs' shapes, dtypes and device",
-            ) from error
+            raise model_failure(error) from error
         finally:
             self._noted = None
         module = self.root.get_submodule(path)

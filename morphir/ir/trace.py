@@ -29,7 +29,7 @@ from morphir.ir.quiet import fixed_randomness
 from morphir.ir.signature import Signature
 from morphir.ir.source import SourceLocation, failing_user_line
 from morphir.ir.state import evaluation_mode, restore_modes, submodules, training_modes
-from morphir.ir.traceable import check_traceable
+from morphir.ir.traceable import check_traceable, model_failure
 from morphir.ir.tracer import StartAgain, Tracer
 from morphir.ir.values import cloned, leaves
 
@@ -221,11 +221,7 @@ def _check_model_runs(root: nn.Module, signature: Signature) -> None:
         with torch.no_grad(), evaluation_mode(root), fixed_randomness():
             signature.caller(root)()
     except Exception as error:
-        raise TraceError(
-            f"the model fails on the example inputs: {reason(error)}",
-            source=failing_user_line(error.__traceback__),
-            hint="model.eval()(...) fails in the same way: check the example inputs, and the line named here",
-        ) from error
+        raise model_failure(error) from error
 
 
 def _read_training_flag(current: fx.Graph, other: fx.Graph, training: bool) -> None:

@@ -1,11 +1,12 @@
-"""What is seen of a model before it is traced: it is the module itself, and its parameters have sizes."""
+"""What a model has to be before it is traced: the module itself, with parameters of known sizes, and it runs."""
 
 from __future__ import annotations
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from morphir.errors import TraceError
+from morphir.errors import TraceError, reason
+from morphir.ir.source import failing_user_line
 from morphir.ir.state import submodules
 
 
@@ -28,6 +29,16 @@ def check_traceable(model: object) -> None:
             hint="run the model once on the example inputs before it is traced, so that lazy modules know "
             "their sizes",
         )
+
+
+def model_failure(error: Exception) -> TraceError:
+    """Returns what to say of a model that itself fails on the example inputs."""
+    return TraceError(
+        f"the model fails on the example inputs: {reason(error)}",
+        source=failing_user_line(error.__traceback__),
+        hint="model.eval()(...) fails in the same way: check the example inputs' shapes, dtypes and device, "
+        "and the line named here",
+    )
 
 
 def _uninitialised(model: nn.Module) -> list[str]:

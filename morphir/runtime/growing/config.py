@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from morphir.errors import MorphirError
-from morphir.runtime.learning.curvature import AUTO, CURVATURES
+from morphir.runtime.learning.curvature import NAMES
 from morphir.runtime.learning.theta_optimizer import ThetaOptimizerName
 
 LearningRateSchedule = Literal["constant", "steps", "cosine"]
@@ -135,8 +135,8 @@ class GrowthConfig(BaseModel):
     @field_validator("learn_curvature", "score_curvature")
     @classmethod
     def _curvature_is_known(cls, name: str) -> str:
-        if name not in {AUTO, *CURVATURES}:
-            raise ValueError(f"there is no such curvature; there are {', '.join((AUTO, *CURVATURES))}")
+        if name not in NAMES:
+            raise ValueError(f"there is no such curvature; there are {', '.join(NAMES)}")
         return name
 
     @model_validator(mode="after")

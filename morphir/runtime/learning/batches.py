@@ -117,9 +117,15 @@ def check_loss_is_callable(loss: object) -> None:
 
 
 def batch_samples(inputs: Any) -> int:
-    """Returns how many samples a batch holds: the first tensor's leading extent."""
-    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
-    return tensors[0].shape[0] if tensors and tensors[0].dim() else 1
+    """Returns how many samples a batch holds; 1 where no tensor has an axis for them."""
+    found = leading_extent(inputs)
+    return 1 if found is None else found
+
+
+def leading_extent(inputs: Any) -> int | None:
+    """Returns the extent of the first axis of the first tensor that has axes."""
+    leaves = pytree.tree_leaves(inputs)
+    return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()), None)
 
 
 def _named(error: Exception) -> str:

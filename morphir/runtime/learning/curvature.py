@@ -134,6 +134,9 @@ CURVATURES: dict[str, Curvature] = {
 AUTO = "auto"
 """The name that stands for a sampled curvature where the Fisher is known, else for the paper's."""
 
+NAMES = (AUTO, *CURVATURES)
+"""What a curvature may be named by."""
+
 
 def resolved(name: str, preferred: str, *, fisher_is_known: bool) -> Curvature:
     """Returns a curvature by name.
@@ -154,10 +157,8 @@ def check_name(name: str) -> str:
     Raises:
         MorphirError: if it is neither; the hint lists them.
     """
-    if name not in {AUTO, *CURVATURES}:
-        raise MorphirError(
-            f"there is no curvature {name!r}", hint=f"the curvatures are: {', '.join((AUTO, *CURVATURES))}"
-        )
+    if name not in NAMES:
+        raise MorphirError(f"there is no curvature {name!r}", hint=f"the curvatures are: {', '.join(NAMES)}")
     return name
 
 

@@ -16,7 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from morphir.errors import MorphirError
-from morphir.runtime.learning.batches import loss_of, outputs_of
+from morphir.runtime.learning.batches import leading_extent, loss_of, outputs_of
 from morphir.runtime.learning.curvature import BatchLosses
 from morphir.runtime.learning.fisher import sampled_logit_gradient
 from morphir.runtime.learning.loss_check import Loss
@@ -208,11 +208,10 @@ def _ambient_autocast(device: torch.device) -> Callable[[], AbstractContextManag
 
 
 def _batch_size(inputs: Sequence[Any]) -> int:
-    leaves = pytree.tree_leaves(list(inputs))
-    sizes = [leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]
-    if not sizes:
+    found = leading_extent(list(inputs))
+    if found is None:
         raise MorphirError("the inputs hold no tensor with a batch dimension")
-    return sizes[0]
+    return found
 
 
 def _tensor_of(loss: object) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a model has to be before it is traced: the module itself, with parameters of known sizes, that runs."""
+"""What a model has to be before it is traced: the module itself, with parameters of known sizes; it runs."""
 
 from __future__ import annotations
 

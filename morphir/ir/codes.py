@@ -361,12 +361,6 @@ _MISSED = (
         "raise best_fraction; the gains are not additive",
     ),
     Code(
-        "not-believable",
-        "missed",
-        "with the others at once the loss rises by more than was estimated",
-        "lower best_fraction",
-    ),
-    Code(
         "not-worth-it-together",
         "missed",
         "it pays alone, but with the others at once it gains less than it costs",

@@ -10,10 +10,10 @@ from typing import Any
 
 from morphir.ir.graph import Graph
 from morphir.runtime.fidelity.learners import Problem
-from morphir.runtime.growing.backtracking import Plan, backtracked, tried
+from morphir.runtime.growing.backtracking import Plan, planned, tried
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.line_search import Trial, scaled
-from morphir.runtime.growing.rewriting import appraisal, selected
+from morphir.runtime.growing.rewriting import appraisal
 from morphir.runtime.growing.run_state import count_steps, score_momentum
 from morphir.runtime.growing.selection import Selection
 from morphir.runtime.growing.training import evaluate
@@ -61,12 +61,13 @@ def together(problem: Problem, config: GrowthConfig, trial: Samples, held_back: 
     learner = problem.learner(config.learn_curvature, config.score_curvature)
     learner.ema = score_momentum(config, count_steps(problem.batches(0)))
     problem.teach(learner)
-    selection = selected(graph, learner.scores(), config)
+    scores = learner.scores()
 
     def loss_of(candidate: Graph, samples: Samples = trial) -> float:
         return evaluate(candidate, samples, problem.loss, problem.placement).loss
 
     judged, factors = appraisal(graph, config, loss_of), config.theta_factors
+    selection = judged.fit(judged.select(scores))
 
     def applied(name: str, plan: Plan) -> Applied:
         changed, morphisms = copy.deepcopy(graph), plan.selection.morphisms
@@ -85,7 +86,7 @@ def together(problem: Problem, config: GrowthConfig, trial: Samples, held_back: 
 
     yield applied("all of it", Plan(selection, (Trial(1.0, math.nan),)))
     yield applied("best factor", tried(graph, selection, factors, loss_of))
-    yield applied("backtracked", backtracked(graph, selection, config, judged))
+    yield applied("backtracked", planned(graph, scores, config, judged))
 
 
 def _sum(selection: Selection) -> float:

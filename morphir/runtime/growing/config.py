@@ -93,12 +93,12 @@ class GrowthConfig(BaseModel):
     theta_halvings: int = Field(
         6,
         ge=0,
-        description="how often the smallest factor is halved while the loss rises; 0 keeps all prunes too",
+        description="how often the smallest factor is halved while the splits raise the loss",
     )
     plan_halvings: int = Field(
         6,
         ge=0,
-        description="how often the number of a selection's splits is halved while loss and price fall",
+        description="how often the prunes, and then the splits, are halved for a smaller loss and price",
     )
     trial_batches: int = Field(8, ge=1, description="training batches to try the factors on")
     recalibration_batches: int = Field(
@@ -221,7 +221,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "lr_schedule": "constant",
         "theta_factors": (1.0, 0.5, 0.35, 0.25, 0.125),
         "ema": 0.05,
-        "lambda_parameters": 3e-8,
+        "lambda_parameters": 3e-7,
         "min_width": 2,
         "channels_last": True,
         "final_epochs": 5,

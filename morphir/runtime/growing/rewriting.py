@@ -16,7 +16,7 @@ from morphir.ir.index_map import IndexMap, composed, copies_of
 from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.plan import index_maps
-from morphir.runtime.growing.backtracking import Appraisal, backtracked
+from morphir.runtime.growing.backtracking import Appraisal, planned
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.events import GraphRewritten
 from morphir.runtime.growing.following import leave_out_refused
@@ -24,7 +24,7 @@ from morphir.runtime.growing.line_search import scaled
 from morphir.runtime.growing.run_state import Job
 from morphir.runtime.growing.selection import Measure, Selection, SelectionRules, select, within_budgets
 from morphir.runtime.growing.training import evaluate
-from morphir.runtime.learning.learner import Learner, Score
+from morphir.runtime.learning.learner import Learner
 from passes.batch_norm import ReexpressBatchNorm
 from passes.instruments import active, tell_all
 from passes.manager import PassManager
@@ -34,9 +34,11 @@ from passes.transform import transform
 def rewrite_graph(job: Job, learner: Learner, optimizer: optim.Optimizer, phase: int) -> GraphRewritten:
     """Selects morphisms, applies them to graph and optimizer, and re-expresses batch norm on data."""
     graph, scores = job.graph, learner.scores()
-    selection = selected(graph, scores, job.config)
-    selection = replace(selection, remarks=(*learner.refused.values(), *selection.remarks))
-    plan = backtracked(graph, selection, job.config, appraisal(graph, job.config, _trial_loss(job)))
+    plan = planned(graph, scores, job.config, appraisal(graph, job.config, _trial_loss(job)))
+    selection = plan.selection
+    plan = replace(
+        plan, selection=replace(selection, remarks=(*learner.refused.values(), *selection.remarks))
+    )
     _tell(plan.selection)
     if not plan.selection.taken:
         left_out = plan.selection.remarks
@@ -51,25 +53,19 @@ def _tell(selection: Selection) -> None:
     tell_all(lambda instrument: instrument.on_remarks("selection", selection.remarks), active())
 
 
-def selected(graph: Graph, scores: Sequence[Score], config: GrowthConfig) -> Selection:
-    """Returns the morphisms that a configuration takes of those scored, and that the rewriter can apply."""
-    least = {name: space.least for name, space in graph.spaces.items()}
-    selection = select(scores, widths(graph), SelectionRules.of(config), least=least, **_resources_of(graph))
-    return leave_out_refused(graph, selection)
-
-
 def appraisal(graph: Graph, config: GrowthConfig, loss_of: Callable[[Graph], float]) -> Appraisal:
     """Returns what a configuration judges plans for a graph by."""
+    rules, resources = SelectionRules.of(config), _resources_of(graph)
+    least = {name: space.least for name, space in graph.spaces.items()}
 
     def price_of(morphisms: Sequence[Morphism]) -> float:
         taken = _amounts(_delta(graph, morphisms))
         return sum(each * taken[name] for name, each in config.prices.items())
 
     def fit(selection: Selection) -> Selection:
-        rest = within_budgets(selection, SelectionRules.of(config), **_resources_of(graph))
-        return leave_out_refused(graph, rest)
+        return leave_out_refused(graph, within_budgets(selection, rules, **resources))
 
-    return Appraisal(loss_of, price_of, fit)
+    return Appraisal(loss_of, price_of, lambda scores: select(scores, widths(graph), rules, least=least), fit)
 
 
 def _trial_loss(job: Job) -> Callable[[Graph], float]:

@@ -98,19 +98,14 @@ def select(
     rules: SelectionRules,
     *,
     least: Mapping[str, int] | None = None,
-    used: Mapping[str, float] | None = None,
-    measure: Measure | None = None,
 ) -> Selection:
-    """Chooses the morphisms to apply. The same scores give the same choice, in whatever order they come.
+    """Chooses the morphisms that pay, whatever the budgets; the order of the scores does not matter.
 
     Args:
         scores: Every candidate.
         widths: Space name to its number of groups, in program order.
         rules: What makes a morphism worth applying.
         least: Space name to how many groups have to stay; one, or as many as the rules say, where left out.
-        used: Resource name to what the network uses now; needed for budgets.
-        measure: From a set of morphisms to what the network would use; the sum of the single changes where
-            None.
     """
     spaces = {name: position for position, name in enumerate(widths)}
     ranked = [_Candidate(score, net_gain(score, rules.prices)) for score in scores]
@@ -123,8 +118,7 @@ def select(
         paying = _paying(members, rules, missed)
         stay = max(rules.min_width, (least or {}).get(space, 1))
         taken += _best(paying, widths[space] - stay, rules.best_fraction, missed)
-    selection = Selection(tuple(candidate.score for candidate in taken), tuple(missed))
-    return within_budgets(selection, rules, used=used, measure=measure)
+    return Selection(tuple(candidate.score for candidate in taken), tuple(missed))
 
 
 def within_budgets(
@@ -139,8 +133,9 @@ def within_budgets(
     Args:
         selection: What is to be applied.
         rules: The budgets, and the prices that gains are reckoned with.
-        used: As for :func:`select`.
-        measure: As for :func:`select`.
+        used: Resource name to what the network uses now.
+        measure: From a set of morphisms to what the network would use; the sum of the single changes where
+            None.
     """
     if not rules.budgets:
         return selection

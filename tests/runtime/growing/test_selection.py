@@ -3,12 +3,20 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
-from morphir.runtime.growing.selection import Selection, SelectionRules, net_gain, select
+from morphir.runtime.growing.selection import (
+    Measure,
+    Selection,
+    SelectionRules,
+    net_gain,
+    select,
+    within_budgets,
+)
 from morphir.runtime.learning.learner import Score
 
 
@@ -26,6 +34,16 @@ def names(selection: Selection) -> list[str]:
 
 def codes(selection: Selection) -> dict[tuple[str | None, int | None, str], str]:
     return {(r.space, r.index, r.message.split(":")[0]): r.code for r in selection.remarks}
+
+
+def affordable(
+    scores: Sequence[Score],
+    widths: Mapping[str, int],
+    rules: SelectionRules,
+    used: Mapping[str, float],
+    measure: Measure | None = None,
+) -> Selection:
+    return within_budgets(select(scores, widths, rules), rules, used=used, measure=measure)
 
 
 ALL = SelectionRules(prices={"parameters": 0.01}, best_fraction=1.0)
@@ -80,7 +98,7 @@ def test_every_morphism_is_taken_or_has_a_remark() -> None:
     rng = random.Random(0)
     scores = [make(i, rng.gauss(0, 1)) for i in range(20) for make in (split, prune)]
     rules = SelectionRules(prices={"parameters": 0.01}, budgets={"parameters": 230})
-    selection = select(scores, {"a": 20}, rules, used={"parameters": 200})
+    selection = affordable(scores, {"a": 20}, rules, used={"parameters": 200})
     assert len(selection.taken) + len(selection.remarks) == len(scores)
     assert selection.count("split") + selection.count("prune") == len(selection.taken)
 
@@ -94,10 +112,10 @@ def test_order_of_the_scores_does_not_matter() -> None:
         for make in (split, prune)
     ]
     rules = SelectionRules(best_fraction=0.5, budgets={"parameters": 400.0})
-    once = select(scores, {"a": 12, "b": 12}, rules, used={"parameters": 380.0})
+    once = affordable(scores, {"a": 12, "b": 12}, rules, used={"parameters": 380.0})
     for _ in range(5):
         rng.shuffle(scores)
-        assert names(select(scores, {"a": 12, "b": 12}, rules, used={"parameters": 380.0})) == names(once)
+        assert names(affordable(scores, {"a": 12, "b": 12}, rules, used={"parameters": 380.0})) == names(once)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -140,7 +158,7 @@ def test_budget_prefers_what_gains_most_for_its_cost() -> None:
         split(3, -0.1, 10),
         prune(4, -0.1, -5),
     ]
-    selection = select(scores, {"a": 5}, rules, used={"parameters": 100.0})
+    selection = affordable(scores, {"a": 5}, rules, used={"parameters": 100.0})
     assert set(names(selection)) == {"split a[1]", "split a[2]", "prune a[4]"}
     assert set(codes(selection).values()) == {"over-budget"}
 
@@ -149,7 +167,7 @@ def test_budget_uses_the_exact_measure() -> None:
     """Changes of neighbouring spaces multiply, so that the sum of the single changes is too small."""
     rules = SelectionRules(best_fraction=1.0, budgets={"parameters": 150.0})
     scores = [split(i, -1.0 - i) for i in range(5)]
-    selection = select(
+    selection = affordable(
         scores,
         {"a": 5},
         rules,
@@ -161,5 +179,5 @@ def test_budget_uses_the_exact_measure() -> None:
 
 def test_over_budget_from_the_start_only_prunes() -> None:
     rules = SelectionRules(best_fraction=1.0, budgets={"macs": 100.0})
-    selection = select([split(0, -1.0), prune(1, -1.0)], {"a": 4}, rules, used={"macs": 5000.0})
+    selection = affordable([split(0, -1.0), prune(1, -1.0)], {"a": 4}, rules, used={"macs": 5000.0})
     assert names(selection) == ["prune a[1]"]

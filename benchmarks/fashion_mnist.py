@@ -4,16 +4,19 @@
     python benchmarks/fashion_mnist.py --data-dir data --model resnet20 --width 8 --out runs/resnet20
     python benchmarks/fashion_mnist.py --data-dir data --seeds 3 4 --arms again mirrored \
         --widths-of runs/fashion-mnist/seed-2/grown/result.json --out runs/layout
+    python benchmarks/fashion_mnist.py --data-dir data --seeds 11 12 --arms again --out runs/front-heavy \
+        --widths 34 34 36 36 36 36 36 36 20 20 20 20 16 16 16 16
 
 For each seed: ``grown`` is VGG-19 with 16 channels a layer (or another of MorphIR's seeds), grown by the
 preset, its architecture retrained from new weights. ``seed`` is the network that it grew from, ``wide`` the
 narrowest uniform one with at least as many parameters as the grown one, ``same-macs`` that with at least as
 many MACs; ``mirrored`` (VGG-19 alone) has the grown network's widths in reverse order: as many parameters,
 laid out the other way. ``again`` has the grown network's widths, from the new weights of another seed; with
-``--widths-of``, which takes them from an earlier result, nothing is grown. All are trained by the very same
-code: the final training of a run without growth phases, so optimizer, schedule and augmentation are the same.
-A budget says for how many epochs: ``final``, as many as the grown architecture's retraining; ``total``, as
-many as the whole grown run, where an epoch of morphism learning counts as one of training.
+``--widths-of``, which takes them from an earlier result, or ``--widths``, nothing is grown. All are trained
+by the very same code: the final training of a run without growth phases, so optimizer, schedule and
+augmentation are the same. A budget says for how many epochs: ``final``, as many as the grown architecture's
+retraining; ``total``, as many as the whole grown run, where an epoch of morphism learning counts as one of
+training.
 
 A stopped run continues where it was: each (seed, arm) has a run directory and is resumed or, when finished,
 skipped. Writes ``results.json`` and ``results.md`` after every arm.
@@ -70,6 +73,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", choices=["final", "total"], nargs="+", default=["final"])
     parser.add_argument("--arms", choices=ARMS, nargs="+", default=ARMS[:3], help="beside the grown network")
     parser.add_argument("--widths-of", type=Path, help="result.json of a grown network: none is grown")
+    parser.add_argument("--widths", type=int, nargs="+", help="of VGG-19's layers: none is grown")
     parser.add_argument("--model", choices=sorted(SEEDS), default="vgg19")
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--data-dir")
@@ -88,7 +92,9 @@ def run_seed(dataset: Dataset, config: morphir.GrowthConfig, seed: int, options:
     config = config.model_copy(update={"seed": seed})
     folder = options.out / f"seed-{seed}"
     build = partial(trace, dataset, options.model)
-    if options.widths_of:
+    if options.widths:
+        grown = sizes(build(options.widths))
+    elif options.widths_of:
         grown = json.loads(options.widths_of.read_text())
     else:
         grown = run(dataset, build, options.width, config, folder / "grown")
@@ -110,6 +116,13 @@ def run_seed(dataset: Dataset, config: morphir.GrowthConfig, seed: int, options:
             name = f"{arm}-{budget}"
             found = run(dataset, build, widths[arm], plain, folder / name)
             yield {"seed": seed, "arm": name, "width": widths[arm], **found}
+
+
+def sizes(graph: morphir.Graph) -> dict:
+    """Returns what a network takes, and its widths."""
+    cost = morphir.cost(graph)
+    widths = {name: space.width for name, space in graph.spaces.items()}
+    return {"parameters": cost.parameters, "macs": cost.macs, "widths": widths}
 
 
 def total_epochs(config: morphir.GrowthConfig) -> int:
@@ -135,14 +148,11 @@ def run(dataset: Dataset, build: Build, width: Width, config: morphir.GrowthConf
         resume=resume,
         initialise=initialise,
     )
-    cost = morphir.cost(result.graph)
     row = {
-        "parameters": cost.parameters,
-        "macs": cost.macs,
+        **sizes(result.graph),
         "error": result.evaluation.error,
         "epochs": total_epochs(config),
         "seconds": round(sum(phase.seconds for phase in result.phases), 1),
-        "widths": {name: space.width for name, space in result.graph.spaces.items()},
     }
     finished.write_text(json.dumps(row))
     return row

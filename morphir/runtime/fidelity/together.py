@@ -67,7 +67,7 @@ def together(problem: Problem, config: GrowthConfig, trial: Samples, held_back: 
         return evaluate(candidate, samples, problem.loss, problem.placement).loss
 
     judged, factors = appraisal(graph, config, loss_of), config.theta_factors
-    selection = judged.fit(judged.select(scores))
+    selection = judged.fit(judged.select(scores, {}))
 
     def applied(name: str, plan: Plan) -> Applied:
         changed, morphisms = copy.deepcopy(graph), plan.selection.morphisms

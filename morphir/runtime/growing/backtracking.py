@@ -8,14 +8,16 @@ the price of what the network takes: the rule by which each morphism pays, for a
 
 Prunes come first, since a prune's estimate is of what is applied, while a split's shrinks with theta: all of
 them, or the best half, quarter, ..., whichever makes loss and price smallest. The splits are those of the
-groups that stay. At theta = 0 they change nothing, so theta is halved while they raise the loss; at last the
-better half of them is kept while loss and price fall.
+groups that stay, in each space as many fewer as it has groups left whose prune pays: what is not worth its
+price need not be bought. At theta = 0 they change nothing, so theta is halved while they raise the loss; at
+last the better half of them, the best of each space first, is kept while loss and price fall.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from morphir.ir.graph import Graph
@@ -36,13 +38,14 @@ class Appraisal:
     Attributes:
         loss_of: Evaluates a graph: a plan's joint estimate is the loss after it less that before.
         price_of: What the resources that morphisms take together are worth, in loss.
-        select: Chooses of scored morphisms those that pay one by one, the best of each space.
+        select: Chooses of scored morphisms those that pay one by one, the best of each space, but fewer
+            splits in spaces that have groups to spare: space name to how many.
         fit: Cuts a selection to what the budgets allow, and to what the rewriter can apply.
     """
 
     loss_of: LossOf
     price_of: Callable[[Sequence[Morphism]], float]
-    select: Callable[[Sequence[Score]], Selection]
+    select: Callable[[Sequence[Score], Mapping[str, int]], Selection]
     fit: Callable[[Selection], Selection]
 
 
@@ -92,7 +95,7 @@ def planned(graph: Graph, scores: Sequence[Score], config: GrowthConfig, apprais
         The plan with the smallest loss and price of those that were tried.
     """
     if not (config.theta_halvings or config.plan_halvings):
-        selection = appraisal.fit(appraisal.select(scores))
+        selection = appraisal.fit(appraisal.select(scores, {}))
         return tried(graph, selection, config.theta_factors, appraisal.loss_of)
     return _Backtracking(graph, config, appraisal).run(scores)
 
@@ -108,7 +111,7 @@ class _Backtracking:
             return Plan(Selection((), ()), ())
         prunes = self.prunes([score for score in scores if score.morphism.kind == "prune"])
         splits, beaten = _beside([score for score in scores if score.morphism.kind != "prune"], prunes)
-        selected = self.appraisal.select(splits)
+        selected = self.appraisal.select(splits, self._spare(scores, prunes))
         remarks = (*prunes.selection.remarks, *beaten, *selected.remarks)
         selection = self.appraisal.fit(Selection((*prunes.selection.taken, *selected.taken), remarks))
         if not selection.count("split"):
@@ -123,7 +126,7 @@ class _Backtracking:
 
     def prunes(self, scores: Sequence[Score]) -> Plan:
         """Tries no prune, all of them, the best half of them, and so on."""
-        selection = self.appraisal.fit(self.appraisal.select(scores))
+        selection = self.appraisal.fit(self.appraisal.select(scores, {}))
         trials: dict[int, Trial] = {}
         for halvings in range(self.config.plan_halvings + 1):
             for keep in (0, selection.count("prune") >> halvings):
@@ -131,6 +134,18 @@ class _Backtracking:
                     (trials[keep],) = self.plan(self._with_best(selection, "prune", keep), (1.0,)).trials
         keep = min(trials, key=lambda count: (trials[count].objective, -count))
         return Plan(self._with_best(selection, "prune", keep), tuple(trials.values()))
+
+    def _spare(self, scores: Sequence[Score], prunes: Plan) -> Mapping[str, int]:
+        """Counts the groups of each space whose prune pays, of those that stay."""
+        if not self.config.prunes:
+            return {}
+        gone = set(prunes.selection.morphisms)
+        gains = ((score.morphism, net_gain(score, self.config.prices)) for score in scores)
+        return Counter(
+            morphism.space
+            for morphism, gain in gains
+            if morphism.kind == "prune" and 0 < gain < math.inf and morphism not in gone
+        )
 
     def fitted(self, selection: Selection, without: float) -> Plan:
         """Tries the factors, and then halves the smallest while the loss is above that without the splits."""
@@ -173,11 +188,22 @@ class _Backtracking:
         return plan
 
     def _with_best(self, selection: Selection, kind: str, keep: int) -> Selection:
-        """Leaves out all morphisms of a kind but those that gain most for their price."""
+        """Leaves out all morphisms of a kind but the best: prunes of all, splits of each space in turn.
+
+        Estimates of splits in different spaces compare badly: those near the outputs gain more at once,
+        those near the inputs are worth more once all is retrained (docs/growth.md).
+        """
         own = [score for score in selection.taken if score.morphism.kind == kind]
-        dropped = sorted(own, key=self._rank)[keep:]
+        own.sort(key=self._rank)
+        if kind == "split":
+            seen: Counter[str] = Counter()
+            turns: dict[int, int] = {}
+            for score in own:
+                turns[id(score)] = seen[score.morphism.space]
+                seen[score.morphism.space] += 1
+            own.sort(key=lambda score: turns[id(score)])
         message = "with the others at once it gains less than it costs"
-        return _without(selection, dropped, "not-worth-it-together", message)
+        return _without(selection, own[keep:], "not-worth-it-together", message)
 
     def _rank(self, score: Score) -> tuple[bool, float]:
         prices = self.config.prices

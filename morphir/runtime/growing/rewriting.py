@@ -24,7 +24,7 @@ from morphir.runtime.growing.line_search import scaled
 from morphir.runtime.growing.run_state import Job
 from morphir.runtime.growing.selection import Measure, Selection, SelectionRules, select, within_budgets
 from morphir.runtime.growing.training import evaluate
-from morphir.runtime.learning.learner import Learner
+from morphir.runtime.learning.learner import Learner, Score
 from passes.batch_norm import ReexpressBatchNorm
 from passes.instruments import active, tell_all
 from passes.manager import PassManager
@@ -65,7 +65,10 @@ def appraisal(graph: Graph, config: GrowthConfig, loss_of: Callable[[Graph], flo
     def fit(selection: Selection) -> Selection:
         return leave_out_refused(graph, within_budgets(selection, rules, **resources))
 
-    return Appraisal(loss_of, price_of, lambda scores: select(scores, widths(graph), rules, least=least), fit)
+    def chosen(scores: Sequence[Score], spare: Mapping[str, int]) -> Selection:
+        return select(scores, widths(graph), rules, least=least, spare=spare)
+
+    return Appraisal(loss_of, price_of, chosen, fit)
 
 
 def _trial_loss(job: Job) -> Callable[[Graph], float]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,7 +39,8 @@ def scores(*morphisms: tuple[Morphism, float]) -> list[Score]:
     return [Score(morphism, change, 0, 0) for morphism, change in morphisms]
 
 
-def all_of(candidates: Sequence[Score]) -> Selection:
+def all_of(candidates: Sequence[Score], spare: Mapping[str, int] | None = None) -> Selection:
+    del spare
     return Selection(tuple(candidates), ())
 
 
@@ -177,6 +179,41 @@ def test_the_splits_that_gain_most_for_their_price_stay_while_loss_and_price_fal
     assert {(r.code, r.index) for r in plan.selection.remarks} == {
         ("not-worth-it-together", index) for index in (0, 2, 3, 4, 5)
     }
+
+
+def test_of_half_of_the_splits_each_space_keeps_its_best() -> None:
+    """Those of the second space gain more, and would be all that is left."""
+    graph = network(depth=2)
+    other = torch.zeros(WIDTH, dtype=torch.float64)
+    chosen = scores(
+        *((split(index)[0], -1.0 - index) for index in (0, 1)),
+        *((Split("2", index, {"2.weight": other}), -5.0 - index) for index in (0, 1)),
+    )
+
+    def loss_of(candidate: Graph) -> float:
+        return 1.0 if len(candidate.get_parameter("0.weight")) == WIDTH else 0.5
+
+    plan = planned(graph, chosen, config(1.0, plans=1), judged(loss_of, each))
+    assert [(m.space, m.index) for m in plan.selection.morphisms] == [("0", 1), ("2", 1)]
+
+
+@pytest.mark.parametrize(("most", "spare"), [(0, 3), (1, 2), (3, 0)])
+def test_groups_whose_prune_pays_and_that_stay_are_to_spare(most: int, spare: int) -> None:
+    """Of four prunes three pay; so many as do not raise the loss are applied."""
+    graph = network()
+    chosen = scores(
+        split(0),
+        *((Prune("0", index), change) for index, change in ((1, -0.1), (2, -0.3), (3, -0.2), (4, 0.1))),
+    )
+    asked: list[Mapping[str, int]] = []
+
+    def select(candidates: Sequence[Score], known: Mapping[str, int]) -> Selection:
+        asked.append(known)
+        return Selection(tuple(score for score in candidates if score.delta_loss < 0), ())
+
+    loss_of, _ = recorded(graph, lambda factor, new: 5.0 if -new > most else 1.0 + 0.1 * new)
+    planned(graph, chosen, config(1.0, plans=3), replace(judged(loss_of), select=select))
+    assert [known.get("0", 0) for known in asked] == [0, spare]
 
 
 def test_no_split_is_left_where_none_is_worth_its_price() -> None:

@@ -78,6 +78,14 @@ def command(
             "--set", metavar="KEY=VALUE", help="One option of the configuration.", show_default=False
         ),
     ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPACE",
+            help="A space to leave as it is, by name or pattern ('layer4.*'); may be given again.",
+            show_default=False,
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="JSON file of options, or a run's config.json.", show_default=False)
     ] = None,
@@ -104,14 +112,20 @@ def command(
     """  # noqa: D301
     if resume:
         fixed = {"--model": model, "--width": width, "--data": data, "--limit": limit, "--preset": preset}
-        fixed |= {"--set": assignments, "--config": config, "--seed": seed, "--force": force or None}
+        fixed |= {
+            "--set": assignments,
+            "--keep": keep,
+            "--config": config,
+            "--seed": seed,
+            "--force": force or None,
+        }
         _refuse_with_resume([name for name, value in fixed.items() if value is not None])
         plan = _resumed(out, device, data_dir, threads, download=download)
     else:
         if model is None or data is None:
             raise MorphirError("a new run needs --model and --data", hint="or --resume, to continue one")
         settings = placed(
-            growth_config(preset or _DEFAULT_PRESET, config, assignments or (), seed=seed), device
+            growth_config(preset or _DEFAULT_PRESET, config, assignments or (), seed=seed, keep=keep), device
         )
         check_free(out, force=force)
         source = DataSpec(data=data, data_dir=data_dir, limit=limit)

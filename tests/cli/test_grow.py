@@ -109,6 +109,10 @@ def test_an_existing_run_is_kept(invoke: Invoke, growing: Growing, finished_run:
         (("--model", "vgg19", "--data", "digits", "--limit", "1"), ("limit must be at least 2",)),
         (("--model", "vgg19"), ("needs --model and --data",)),
         (("--resume",), ("there is no run in",)),
+        (
+            ("--model", "vgg19", "--width", "2", "--data", "digits", "--keep", "feature.0"),
+            ("no channel space is called 'feature.0'", "did you mean features.0"),
+        ),
         (("--resume", "--seed", "3", "--model", "vgg19"), ("--model, --seed cannot be changed",)),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -77,6 +78,9 @@ class GrowthConfig(BaseModel):
 
     splits: bool = Field(True, description="whether channels may be split")
     prunes: bool = Field(True, description="whether channels may be pruned")
+    keep: tuple[str, ...] = Field(
+        (), description="spaces that are left as they are: names, or patterns such as layer4.*"
+    )
     lambda_parameters: float = Field(0.0, ge=0, description="price of a parameter, in loss")
     lambda_macs: float = Field(0.0, ge=0, description="price of a multiply-accumulate, in loss")
     best_fraction: float = Field(
@@ -173,6 +177,10 @@ class GrowthConfig(BaseModel):
         """Returns this and the other value of each option that differs and matters for a run's results."""
         mine, others = self.model_dump(mode="json"), other.model_dump(mode="json")
         return {k: (mine[k], others[k]) for k in mine if mine[k] != others[k] and k not in _FREE_ON_RESUME}
+
+    def keeps(self, space: str) -> bool:
+        """Whether a space is to be left as it is."""
+        return any(fnmatchcase(space, pattern) for pattern in self.keep)
 
     @property
     def prices(self) -> Mapping[str, float]:

@@ -29,6 +29,7 @@ from morphir.runtime.growing.training import Batches, Evaluation, Loss, Placemen
 from morphir.runtime.growing.validation import (
     check_configuration,
     check_data,
+    check_kept,
     check_resumable,
     checked_callbacks,
     resolve_device,
@@ -108,6 +109,7 @@ def grow(
     told = checked_callbacks(callbacks)
     check_resumable(out, resume=resume)
     config = config or GrowthConfig.of({})
+    check_kept(graph, config)
     device = resolve_device(config.device, graph.device)
     placement = Placement(device, config.amp, config.channels_last)
     with ProgressReporter(quiet=True) if quiet else ProgressReporter() as progress:

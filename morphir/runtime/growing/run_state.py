@@ -108,6 +108,7 @@ def new_learner(job: Job, slot: Slot) -> Learner:
         absolute_lr=config.theta_lr_absolute,
         ema=score_momentum(config, count_steps(job.train_data, config.learn_steps)),
         init_scale=config.theta_scale,
+        spaces=[name for name in job.graph.spaces if not config.keeps(name)] if config.keep else None,
         compile=config.compile,
         seed=config.seed + slot.phase,
     )

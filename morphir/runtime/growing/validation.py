@@ -5,13 +5,16 @@ Each fault gets one clear error before anything is trained or written.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from morphir.errors import MorphirError
+from morphir.ir.graph import Graph
 from morphir.ir.state import evaluation_mode
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.events import Callback
@@ -123,6 +126,22 @@ def check_configuration(config: object) -> None:
         raise MorphirError(
             f"the configuration is a {type(config).__name__}, not a GrowthConfig",
             hint='make one with GrowthConfig.preset("laptop", phases=4), or GrowthConfig.of({...})',
+        )
+
+
+def check_kept(graph: Graph, config: GrowthConfig) -> None:
+    """Raises :class:`MorphirError` for a pattern of ``keep`` that fits no space, or if it fits all."""
+    for pattern in config.keep:
+        if not any(fnmatchcase(name, pattern) for name in graph.spaces):
+            close = difflib.get_close_matches(pattern, graph.spaces, n=3, cutoff=0.4)
+            meant = f"did you mean {' or '.join(close)}? " if close else ""
+            raise MorphirError(
+                f"keep: no channel space is called {pattern!r}",
+                hint=f"{meant}morphir inspect MODEL lists them",
+            )
+    if config.phases and graph.spaces and all(map(config.keeps, graph.spaces)):
+        raise MorphirError(
+            "every channel space is kept, and nothing can grow", hint="keep fewer, or phases=0"
         )
 
 

@@ -111,7 +111,7 @@ def test_thetas_rate_falls_to_nothing_over_a_phase_or_stays() -> None:
 
 def cell(value: object) -> str:
     """A value as docs/configuration.md writes it."""
-    if value is None:
+    if value is None or value == ():
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"

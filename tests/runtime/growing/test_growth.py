@@ -534,6 +534,30 @@ def test_a_network_never_grows_past_its_budget() -> None:
     assert seed < sizes[-1] <= 420
 
 
+def rewritten(keep: tuple[str, ...]) -> set[str]:
+    result = run(config=CONFIG.model_copy(update={"keep": keep, "lambda_parameters": 0.0}))
+    return {own.space for rewrite in result.graph.history for own in rewrite.maps}
+
+
+def test_kept_spaces_stay_as_they_are() -> None:
+    assert rewritten(()) == {"0", "3"}
+    assert rewritten(("0",)) == {"3"}
+    assert rewritten(("[1-3]",)) == {"0"}
+
+
+@pytest.mark.parametrize(
+    ("keep", "match"),
+    [
+        (("features.0",), "no channel space is called 'features.0'"),
+        (("[0-9]",), "every channel space is kept"),
+    ],
+)
+def test_patterns_that_keep_nothing_or_all(tmp_path: Path, keep: tuple[str, ...], match: str) -> None:
+    with pytest.raises(MorphirError, match=match):
+        run(tmp_path / "run", config=CONFIG.model_copy(update={"keep": keep}))
+    assert not (tmp_path / "run").exists()
+
+
 def test_splits_keep_the_function_and_the_batch_statistics() -> None:
     """The graph computes the same right after a phase whose only morphisms are splits with theta near 0."""
     config = CONFIG.model_copy(

@@ -361,12 +361,6 @@ _MISSED = (
         "raise best_fraction; the gains are not additive",
     ),
     Code(
-        "wide-enough",
-        "missed",
-        "it pays, but its space has groups that are not worth their price",
-        "raise best_fraction, or lower lambda_parameters or lambda_macs",
-    ),
-    Code(
         "not-worth-it-together",
         "missed",
         "it pays alone, but with the others at once it gains less than it costs",

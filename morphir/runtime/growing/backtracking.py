@@ -8,9 +8,9 @@ the price of what the network takes: the rule by which each morphism pays, for a
 
 Prunes come first, since a prune's estimate is of what is applied, while a split's shrinks with theta: all of
 them, or the best half, quarter, ..., whichever makes loss and price smallest. The splits are those of the
-groups that stay, in each space as many fewer as it has groups left whose prune pays: what is not worth its
-price need not be bought. At theta = 0 they change nothing, so theta is halved while they raise the loss; at
-last the better half of them, the best of each space first, is kept while loss and price fall.
+groups that stay, fewer in spaces whose channels are worth less for their price (``worth.py``). At theta = 0
+they change nothing, so theta is halved while they raise the loss; at last the better half of each space's is
+kept while loss and price fall.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from morphir.morphisms.base import Morphism
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.line_search import Trial, best, search
 from morphir.runtime.growing.selection import Selection, net_gain, price
+from morphir.runtime.growing.worth import shares_of_spaces
 from morphir.runtime.learning.learner import Score
 
 LossOf = Callable[[Graph], float]
@@ -38,14 +39,14 @@ class Appraisal:
     Attributes:
         loss_of: Evaluates a graph: a plan's joint estimate is the loss after it less that before.
         price_of: What the resources that morphisms take together are worth, in loss.
-        select: Chooses of scored morphisms those that pay one by one, the best of each space, but fewer
-            splits in spaces that have groups to spare: space name to how many.
+        select: Chooses of scored morphisms those that pay one by one, the best of each space, of which share
+            some spaces have a part only, by name.
         fit: Cuts a selection to what the budgets allow, and to what the rewriter can apply.
     """
 
     loss_of: LossOf
     price_of: Callable[[Sequence[Morphism]], float]
-    select: Callable[[Sequence[Score], Mapping[str, int]], Selection]
+    select: Callable[[Sequence[Score], Mapping[str, float]], Selection]
     fit: Callable[[Selection], Selection]
 
 
@@ -111,7 +112,7 @@ class _Backtracking:
             return Plan(Selection((), ()), ())
         prunes = self.prunes([score for score in scores if score.morphism.kind == "prune"])
         splits, beaten = _beside([score for score in scores if score.morphism.kind != "prune"], prunes)
-        selected = self.appraisal.select(splits, self._spare(scores, prunes))
+        selected = self.appraisal.select(splits, shares_of_spaces(scores, self.config.prices))
         remarks = (*prunes.selection.remarks, *beaten, *selected.remarks)
         selection = self.appraisal.fit(Selection((*prunes.selection.taken, *selected.taken), remarks))
         if not selection.count("split"):
@@ -134,18 +135,6 @@ class _Backtracking:
                     (trials[keep],) = self.plan(self._with_best(selection, "prune", keep), (1.0,)).trials
         keep = min(trials, key=lambda count: (trials[count].objective, -count))
         return Plan(self._with_best(selection, "prune", keep), tuple(trials.values()))
-
-    def _spare(self, scores: Sequence[Score], prunes: Plan) -> Mapping[str, int]:
-        """Counts the groups of each space whose prune pays, of those that stay."""
-        if not self.config.prunes:
-            return {}
-        gone = set(prunes.selection.morphisms)
-        gains = ((score.morphism, net_gain(score, self.config.prices)) for score in scores)
-        return Counter(
-            morphism.space
-            for morphism, gain in gains
-            if morphism.kind == "prune" and 0 < gain < math.inf and morphism not in gone
-        )
 
     def fitted(self, selection: Selection, without: float) -> Plan:
         """Tries the factors, and then halves the smallest while the loss is above that without the splits."""
@@ -188,20 +177,11 @@ class _Backtracking:
         return plan
 
     def _with_best(self, selection: Selection, kind: str, keep: int) -> Selection:
-        """Leaves out all morphisms of a kind but the best: prunes of all, splits of each space in turn.
-
-        Estimates of splits in different spaces compare badly: those near the outputs gain more at once,
-        those near the inputs are worth more once all is retrained (docs/growth.md).
-        """
+        """Leaves out all morphisms of a kind but the best: prunes of all, splits of each space alike."""
         own = [score for score in selection.taken if score.morphism.kind == kind]
         own.sort(key=self._rank)
         if kind == "split":
-            seen: Counter[str] = Counter()
-            turns: dict[int, int] = {}
-            for score in own:
-                turns[id(score)] = seen[score.morphism.space]
-                seen[score.morphism.space] += 1
-            own.sort(key=lambda score: turns[id(score)])
+            own = _of_each_space_alike(own)
         message = "with the others at once it gains less than it costs"
         return _without(selection, own[keep:], "not-worth-it-together", message)
 
@@ -209,6 +189,17 @@ class _Backtracking:
         prices = self.config.prices
         cost = price(score, prices)
         return (True, score.delta_loss / cost) if cost > 0 else (False, -net_gain(score, prices))
+
+
+def _of_each_space_alike(ranked: Sequence[Score]) -> list[Score]:
+    """Orders scores so that any start holds about the same part of each space's, the best of it."""
+    counts, seen = Counter(score.morphism.space for score in ranked), Counter[str]()
+    places: list[float] = []
+    for score in ranked:
+        seen[score.morphism.space] += 1
+        places.append(seen[score.morphism.space] / counts[score.morphism.space])
+    order = sorted(range(len(ranked)), key=places.__getitem__)
+    return [ranked[position] for position in order]
 
 
 def _beside(scores: Sequence[Score], prunes: Plan) -> tuple[list[Score], list[Remark]]:

@@ -229,7 +229,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "lr_schedule": "constant",
         "theta_factors": (1.0, 0.5, 0.35, 0.25, 0.125),
         "ema": 0.05,
-        "lambda_parameters": 3e-7,
+        "lambda_parameters": 1e-7,
         "min_width": 2,
         "channels_last": True,
         "final_epochs": 5,

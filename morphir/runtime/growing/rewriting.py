@@ -65,8 +65,8 @@ def appraisal(graph: Graph, config: GrowthConfig, loss_of: Callable[[Graph], flo
     def fit(selection: Selection) -> Selection:
         return leave_out_refused(graph, within_budgets(selection, rules, **resources))
 
-    def chosen(scores: Sequence[Score], spare: Mapping[str, int]) -> Selection:
-        return select(scores, widths(graph), rules, least=least, spare=spare)
+    def chosen(scores: Sequence[Score], shares: Mapping[str, float]) -> Selection:
+        return select(scores, widths(graph), rules, least=least, shares=shares)
 
     return Appraisal(loss_of, price_of, chosen, fit)
 

@@ -65,7 +65,7 @@ class Selection:
     Attributes:
         taken: The scores of the morphisms to apply, by space in order of first appearance, the best first.
         remarks: One for each other morphism; codes ``disabled``, ``not-finite``, ``does-not-pay``,
-            ``other-is-better``, ``min-width``, ``not-among-best``, ``wide-enough``, ``over-budget``.
+            ``other-is-better``, ``min-width``, ``not-among-best``, ``over-budget``.
     """
 
     taken: tuple[Score, ...]
@@ -97,7 +97,7 @@ def select(
     rules: SelectionRules,
     *,
     least: Mapping[str, int] | None = None,
-    spare: Mapping[str, int] | None = None,
+    shares: Mapping[str, float] | None = None,
 ) -> Selection:
     """Chooses the morphisms that pay, whatever the budgets; the order of the scores does not matter.
 
@@ -106,7 +106,7 @@ def select(
         widths: Space name to its number of groups, in program order.
         rules: What makes a morphism worth applying.
         least: Space name to how many groups have to stay; one, or as many as the rules say, where left out.
-        spare: Space name to how many of its groups are not worth their price; so many splits fewer are taken.
+        shares: Space name to a factor on ``best_fraction``, from 0 to 1; 1 where left out.
     """
     spaces = {name: position for position, name in enumerate(widths)}
     ranked = [_Candidate(score, net_gain(score, rules.prices)) for score in scores]
@@ -118,8 +118,8 @@ def select(
     for space, members in groupby(ranked, key=lambda candidate: candidate.space):
         paying = _paying(members, rules, missed)
         stay = max(rules.min_width, (least or {}).get(space, 1))
-        share = math.ceil(rules.best_fraction * len(paying) - 1e-9)
-        taken += _best(paying, widths[space] - stay, share, (spare or {}).get(space, 0), missed)
+        share = rules.best_fraction * (shares or {}).get(space, 1.0)
+        taken += _best(paying, widths[space] - stay, share, missed)
     return Selection(tuple(candidate.score for candidate in taken), tuple(missed))
 
 
@@ -188,26 +188,20 @@ def _paying(members: Iterable[_Candidate], rules: SelectionRules, missed: list[R
 
 
 def _best(
-    paying: Sequence[_Candidate], prunable: int, share: int, spare: int, missed: list[Remark]
+    paying: Sequence[_Candidate], prunable: int, share: float, missed: list[Remark]
 ) -> list[_Candidate]:
-    """Takes the best share, no more prunes than may be, and as many splits fewer as groups are spare."""
+    """Takes the best share, and no more prunes than may be."""
+    quota = math.ceil(share * len(paying) - 1e-9)
     taken: list[_Candidate] = []
-    left, splits = share, share - spare
     for candidate in paying:
         if candidate.kind == "prune" and prunable <= 0:
             missed.append(candidate.missed("min-width", "no more of its groups may go"))
-            continue
-        if left <= 0:
-            missed.append(candidate.missed("not-among-best", "pays, but others of its space gain more"))
-            continue
-        left -= 1
-        if candidate.kind == "split" and splits <= 0:
-            message = f"{spare} groups of its space are not worth their price"
-            missed.append(candidate.missed("wide-enough", message))
-            continue
-        taken.append(candidate)
-        prunable -= candidate.kind == "prune"
-        splits -= candidate.kind == "split"
+        elif len(taken) >= quota:
+            text = f"pays, but is not among the best {share:.0%} of its space"
+            missed.append(candidate.missed("not-among-best", text))
+        else:
+            taken.append(candidate)
+            prunable -= candidate.kind == "prune"
     return taken
 
 

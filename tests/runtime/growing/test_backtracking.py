@@ -39,8 +39,8 @@ def scores(*morphisms: tuple[Morphism, float]) -> list[Score]:
     return [Score(morphism, change, 0, 0) for morphism, change in morphisms]
 
 
-def all_of(candidates: Sequence[Score], spare: Mapping[str, int] | None = None) -> Selection:
-    del spare
+def all_of(candidates: Sequence[Score], shares: Mapping[str, float] | None = None) -> Selection:
+    del shares
     return Selection(tuple(candidates), ())
 
 
@@ -197,23 +197,20 @@ def test_of_half_of_the_splits_each_space_keeps_its_best() -> None:
     assert [(m.space, m.index) for m in plan.selection.morphisms] == [("0", 1), ("2", 1)]
 
 
-@pytest.mark.parametrize(("most", "spare"), [(0, 3), (1, 2), (3, 0)])
-def test_groups_whose_prune_pays_and_that_stay_are_to_spare(most: int, spare: int) -> None:
-    """Of four prunes three pay; so many as do not raise the loss are applied."""
-    graph = network()
+def test_splits_are_chosen_by_what_the_channels_of_their_space_are_worth() -> None:
+    graph = network(depth=2)
     chosen = scores(
-        split(0),
-        *((Prune("0", index), change) for index, change in ((1, -0.1), (2, -0.3), (3, -0.2), (4, 0.1))),
+        split(0), (Prune("0", 1), 0.3), (Prune("0", 2), 0.5), (Prune("2", 0), 0.1), (Prune("2", 3), 0.1)
     )
-    asked: list[Mapping[str, int]] = []
+    chosen = [replace(score, delta_parameters=-10) for score in chosen]
+    asked: list[Mapping[str, float]] = []
 
-    def select(candidates: Sequence[Score], known: Mapping[str, int]) -> Selection:
-        asked.append(known)
+    def select(candidates: Sequence[Score], shares: Mapping[str, float]) -> Selection:
+        asked.append(shares)
         return Selection(tuple(score for score in candidates if score.delta_loss < 0), ())
 
-    loss_of, _ = recorded(graph, lambda factor, new: 5.0 if -new > most else 1.0 + 0.1 * new)
-    planned(graph, chosen, config(1.0, plans=3), replace(judged(loss_of), select=select))
-    assert [known.get("0", 0) for known in asked] == [0, spare]
+    planned(graph, chosen, config(1.0, plans=1), replace(judged(lambda graph: 1.0), select=select))
+    assert asked == [{}, pytest.approx({"0": 1.0, "2": 0.1 / 0.25})]
 
 
 def test_no_split_is_left_where_none_is_worth_its_price() -> None:

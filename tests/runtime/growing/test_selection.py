@@ -74,21 +74,12 @@ def test_best_share_of_each_space_rounded_up() -> None:
     assert set(codes(selection).values()) == {"not-among-best"}
 
 
-def test_so_many_splits_fewer_as_a_space_has_groups_to_spare() -> None:
+def test_some_spaces_get_a_part_of_the_share() -> None:
     scores = [split(i, -1.0 - i, space=space) for space in "abc" for i in range(4)]
-    scores += [prune(9, -9.0, space="b")]
-    rules = SelectionRules(best_fraction=0.75)
-    selection = select(scores, {"a": 10, "b": 10, "c": 10}, rules, spare={"b": 2, "c": 5})
-    assert names(selection) == [
-        "split a[3]",
-        "split a[2]",
-        "split a[1]",
-        "prune b[9]",
-        "split b[3]",
-        "split b[2]",
-    ]
-    wide_enough = {key for key, code in codes(selection).items() if code == "wide-enough"}
-    assert wide_enough == {("b", 1, "split"), ("c", 3, "split"), ("c", 2, "split"), ("c", 1, "split")}
+    widths = {"a": 10, "b": 10, "c": 10}
+    selection = select(scores, widths, SelectionRules(best_fraction=0.75), shares={"b": 0.5, "c": 0.0})
+    assert names(selection) == ["split a[3]", "split a[2]", "split a[1]", "split b[3]", "split b[2]"]
+    assert set(codes(selection).values()) == {"not-among-best"}
     assert len(selection.taken) + len(selection.remarks) == len(scores)
 
 

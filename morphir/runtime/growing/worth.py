@@ -4,7 +4,7 @@ A split's estimate is what it gains at once, with the weights as they are. In a 
 for a short time this says little of what width is worth once all is retrained: layers near the outputs gain
 most at once, layers near the inputs are worth most (docs/growth.md). What the channels that are there are
 worth is known from the prunes: the loss without them. Where widths are well chosen, a parameter is worth as
-much in every space; so spaces whose channels are worth less than the average for their price get fewer splits.
+much in every space; spaces whose channels are worth less than the average for their price get fewer splits.
 """
 
 from __future__ import annotations

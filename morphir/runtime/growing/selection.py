@@ -91,6 +91,12 @@ def price(score: Score, prices: Mapping[str, float]) -> float:
     return sum(each * RESOURCES[name](score) for name, each in prices.items())
 
 
+def missed(score: Score, code: str, message: str) -> Remark:
+    """Returns the remark on a morphism that is not taken."""
+    morphism = score.morphism
+    return Remark("missed", code, f"{morphism.kind}: {message}", morphism.space, morphism.index)
+
+
 def select(
     scores: Iterable[Score],
     widths: Mapping[str, int],
@@ -114,13 +120,13 @@ def select(
         key=lambda c: (spaces[c.space], -c.gain if math.isfinite(c.gain) else math.inf, c.index, c.kind)
     )
     taken: list[_Candidate] = []
-    missed: list[Remark] = []
+    remarks: list[Remark] = []
     for space, members in groupby(ranked, key=lambda candidate: candidate.space):
-        paying = _paying(members, rules, missed)
+        paying = _paying(members, rules, remarks)
         stay = max(rules.min_width, (least or {}).get(space, 1))
         share = rules.best_fraction * (shares or {}).get(space, 1.0)
-        taken += _best(paying, widths[space] - stay, share, missed)
-    return Selection(tuple(candidate.score for candidate in taken), tuple(missed))
+        taken += _best(paying, widths[space] - stay, share, remarks)
+    return Selection(tuple(candidate.score for candidate in taken), tuple(remarks))
 
 
 def within_budgets(
@@ -142,9 +148,9 @@ def within_budgets(
     if not rules.budgets:
         return selection
     candidates = [_Candidate(score, net_gain(score, rules.prices)) for score in selection.taken]
-    missed: list[Remark] = []
-    kept = _within_budgets(candidates, rules.budgets, used or {}, measure, missed)
-    return Selection(tuple(candidate.score for candidate in kept), (*selection.remarks, *missed))
+    remarks: list[Remark] = []
+    kept = _within_budgets(candidates, rules.budgets, used or {}, measure, remarks)
+    return Selection(tuple(candidate.score for candidate in kept), (*selection.remarks, *remarks))
 
 
 @dataclass(frozen=True)
@@ -165,40 +171,42 @@ class _Candidate:
         return self.score.morphism.kind
 
     def missed(self, code: str, message: str) -> Remark:
-        return Remark("missed", code, f"{self.kind}: {message}", self.space, self.index)
+        return missed(self.score, code, message)
 
 
-def _paying(members: Iterable[_Candidate], rules: SelectionRules, missed: list[Remark]) -> list[_Candidate]:
+def _paying(members: Iterable[_Candidate], rules: SelectionRules, remarks: list[Remark]) -> list[_Candidate]:
     """Keeps what pays, and of one group's morphisms the best; the members come best first."""
     allowed = {"split": rules.splits, "prune": rules.prunes}
     paying: dict[int, _Candidate] = {}
     for candidate in members:
         if not allowed.get(candidate.kind, True):
-            missed.append(candidate.missed("disabled", f"{candidate.kind}s are switched off"))
+            remarks.append(candidate.missed("disabled", f"{candidate.kind}s are switched off"))
         elif not math.isfinite(candidate.gain):
-            missed.append(candidate.missed("not-finite", "its estimated change of the loss is not a number"))
+            remarks.append(candidate.missed("not-finite", "its estimated change of the loss is not a number"))
         elif candidate.gain <= 0:
-            missed.append(candidate.missed("does-not-pay", f"costs {-candidate.gain:.3g} more than it gains"))
+            remarks.append(
+                candidate.missed("does-not-pay", f"costs {-candidate.gain:.3g} more than it gains")
+            )
         elif candidate.index in paying:
             better = paying[candidate.index].kind
-            missed.append(candidate.missed("other-is-better", f"a {better} of the same group gains more"))
+            remarks.append(candidate.missed("other-is-better", f"a {better} of the same group gains more"))
         else:
             paying[candidate.index] = candidate
     return list(paying.values())
 
 
 def _best(
-    paying: Sequence[_Candidate], prunable: int, share: float, missed: list[Remark]
+    paying: Sequence[_Candidate], prunable: int, share: float, remarks: list[Remark]
 ) -> list[_Candidate]:
     """Takes the best share, and no more prunes than may be."""
     quota = math.ceil(share * len(paying) - 1e-9)
     taken: list[_Candidate] = []
     for candidate in paying:
         if candidate.kind == "prune" and prunable <= 0:
-            missed.append(candidate.missed("min-width", "no more of its groups may go"))
+            remarks.append(candidate.missed("min-width", "no more of its groups may go"))
         elif len(taken) >= quota:
             text = f"pays, but is not among the best {share:.0%} of its space"
-            missed.append(candidate.missed("not-among-best", text))
+            remarks.append(candidate.missed("not-among-best", text))
         else:
             taken.append(candidate)
             prunable -= candidate.kind == "prune"
@@ -210,7 +218,7 @@ def _within_budgets(
     budgets: Mapping[str, float],
     used: Mapping[str, float],
     measure: Measure | None,
-    missed: list[Remark],
+    remarks: list[Remark],
 ) -> list[_Candidate]:
     """What frees resources first, then by gain per cost: the longest start of this order that fits."""
     order = sorted(taken, key=lambda candidate: -_gain_per_cost(candidate, budgets))
@@ -224,7 +232,7 @@ def _within_budgets(
     count = _last_fitting(free, len(order), fits)
     kept = set(map(id, order[:count]))
     dropped = [candidate for candidate in taken if id(candidate) not in kept]
-    missed += [c.missed("over-budget", "pays, but the budget does not allow it") for c in dropped]
+    remarks += [c.missed("over-budget", "pays, but the budget does not allow it") for c in dropped]
     return [candidate for candidate in taken if id(candidate) in kept]
 
 

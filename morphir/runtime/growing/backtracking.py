@@ -25,7 +25,7 @@ from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.line_search import Trial, best, search
-from morphir.runtime.growing.selection import Selection, missed, net_gain, price
+from morphir.runtime.growing.selection import Selection, left_out, net_gain, price
 from morphir.runtime.growing.worth import shares_of_spaces
 from morphir.runtime.learning.learner import Score
 
@@ -208,7 +208,7 @@ def _beside(scores: Sequence[Score], prunes: Plan) -> tuple[list[Score], list[Re
     groups = [(score.morphism.space, score.morphism.index) for score in scores]
     left = [score for score, group in zip(scores, groups, strict=True) if group not in pruned]
     beaten = [
-        missed(score, "other-is-better", "a prune of the same group is worth it")
+        left_out(score, "other-is-better", "a prune of the same group is worth it")
         for score, group in zip(scores, groups, strict=True)
         if group in pruned
     ]
@@ -216,7 +216,7 @@ def _beside(scores: Sequence[Score], prunes: Plan) -> tuple[list[Score], list[Re
 
 
 def _without(selection: Selection, dropped: Sequence[Score], code: str, message: str) -> Selection:
-    left_out = set(map(id, dropped))
-    kept = tuple(score for score in selection.taken if id(score) not in left_out)
-    remarks = [missed(score, code, message) for score in dropped]
+    gone = set(map(id, dropped))
+    kept = tuple(score for score in selection.taken if id(score) not in gone)
+    remarks = [left_out(score, code, message) for score in dropped]
     return replace(selection, taken=kept, remarks=(*selection.remarks, *remarks))

@@ -91,7 +91,7 @@ def price(score: Score, prices: Mapping[str, float]) -> float:
     return sum(each * RESOURCES[name](score) for name, each in prices.items())
 
 
-def missed(score: Score, code: str, message: str) -> Remark:
+def left_out(score: Score, code: str, message: str) -> Remark:
     """Returns the remark on a morphism that is not taken."""
     morphism = score.morphism
     return Remark("missed", code, f"{morphism.kind}: {message}", morphism.space, morphism.index)
@@ -171,7 +171,7 @@ class _Candidate:
         return self.score.morphism.kind
 
     def missed(self, code: str, message: str) -> Remark:
-        return missed(self.score, code, message)
+        return left_out(self.score, code, message)
 
 
 def _paying(members: Iterable[_Candidate], rules: SelectionRules, remarks: list[Remark]) -> list[_Candidate]:

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns the start of a hint, ``"did you mean a or b? "``; empty where nothing known is close."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}? " if close else ""
+
 
 class MorphirError(Exception):
     """Base of every error that a user can cause.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from morphir.data.dataset import Dataset
 from morphir.data.digits import load_digits
 from morphir.data.source import Source
 from morphir.data.vision import load_cifar10, load_cifar100, load_fashion_mnist
-from morphir.errors import MorphirError
+from morphir.errors import MorphirError, did_you_mean
 
 DATASETS: Mapping[str, Source] = MappingProxyType(
     {
@@ -60,8 +59,7 @@ def _source(spec: str) -> Source:
         return DATASETS[spec]
     if spec.startswith(folder.PREFIX):
         return folder.source(spec.removeprefix(folder.PREFIX))
-    close = difflib.get_close_matches(spec, DATASETS)
-    guess = f"did you mean {' or '.join(close)}? " if close else ""
+    guess = did_you_mean(spec, DATASETS)
     raise MorphirError(
         f"unknown dataset '{spec}'", hint=f"{guess}Datasets: {', '.join(DATASETS)}, imagefolder:DIR"
     )

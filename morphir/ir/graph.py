@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.fx.graph import PythonCode
 
-from morphir.errors import MorphirError
+from morphir.errors import MorphirError, did_you_mean
 from morphir.ir.channels import ChannelLayer, ChannelSpace, Limits
 from morphir.ir.forward_file import comments, forward_text, is_watched, keeping_locals, place
 from morphir.ir.index_map import Rewrite
@@ -138,7 +138,8 @@ class Graph(fx.GraphModule):
         """
         if name not in self.spaces:
             raise MorphirError(
-                f"there is no channel space {name!r}", hint=f"the spaces are: {', '.join(self.spaces)}"
+                f"there is no channel space {name!r}",
+                hint=f"{did_you_mean(name, self.spaces)}the spaces are: {', '.join(self.spaces)}",
             )
         return self.spaces[name]
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Protocol
 
 from torch import nn
 
-from morphir.errors import MorphirError
+from morphir.errors import MorphirError, did_you_mean
 from morphir.seeds import torchvision_models, user_file
 from morphir.seeds.mobilenet import MobileNetV1
 from morphir.seeds.resnet import ResNet20
@@ -64,7 +63,7 @@ def _seed(spec: str) -> Seed:
 
 def _unknown(spec: str) -> MorphirError:
     known = f"{', '.join(SEEDS)}, torchvision:NAME, path/to/file.py:factory"
-    torchvision = [torchvision_models.PREFIX + spec] if spec in torchvision_models.names() else []
-    close = torchvision or difflib.get_close_matches(spec, SEEDS)
-    guess = f"did you mean {' or '.join(close)}? " if close else ""
+    guess = did_you_mean(spec, SEEDS)
+    if spec in torchvision_models.names():
+        guess = f"did you mean {torchvision_models.PREFIX}{spec}? "
     return MorphirError(f"unknown model '{spec}'", hint=f"{guess}Models: {known}")

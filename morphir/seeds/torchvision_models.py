@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import cast
@@ -10,7 +9,7 @@ from typing import cast
 import torchvision
 from torch import nn
 
-from morphir.errors import MorphirError
+from morphir.errors import MorphirError, did_you_mean
 
 PREFIX = "torchvision:"
 _RGB = 3
@@ -29,9 +28,8 @@ def seed(name: str) -> partial[nn.Module]:
         MorphirError: torchvision has no such classifier.
     """
     if name not in names():
-        close = difflib.get_close_matches(name, names())
-        guess = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(names())}"
-        raise MorphirError(f"torchvision has no classifier '{name}'", hint=guess)
+        hint = did_you_mean(name, names()).rstrip() or f"it has {', '.join(names())}"
+        raise MorphirError(f"torchvision has no classifier '{name}'", hint=hint)
     return partial(_build, name)
 
 

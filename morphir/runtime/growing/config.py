@@ -7,14 +7,13 @@ The presets are declared in :data:`PRESETS`; any option can be overridden::
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from morphir.errors import MorphirError
+from morphir.errors import MorphirError, did_you_mean
 from morphir.runtime.learning.curvature import NAMES
 from morphir.runtime.learning.theta_optimizer import ThetaOptimizerName
 
@@ -266,6 +265,4 @@ def _readable(error: ValidationError) -> MorphirError:
 
 
 def _suggestion(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    meant = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"{meant}there are: {', '.join(known)}"
+    return f"{did_you_mean(name, known)}there are: {', '.join(known)}"

@@ -5,7 +5,6 @@ Each fault gets one clear error before anything is trained or written.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -13,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from morphir.errors import MorphirError
+from morphir.errors import MorphirError, did_you_mean
 from morphir.ir.graph import Graph
 from morphir.ir.state import evaluation_mode
 from morphir.runtime.growing.config import GrowthConfig
@@ -133,11 +132,9 @@ def check_kept(graph: Graph, config: GrowthConfig) -> None:
     """Raises :class:`MorphirError` for a pattern of ``keep`` that fits no space, or if it fits all."""
     for pattern in config.keep:
         if not any(fnmatchcase(name, pattern) for name in graph.spaces):
-            close = difflib.get_close_matches(pattern, graph.spaces, n=3, cutoff=0.4)
-            meant = f"did you mean {' or '.join(close)}? " if close else ""
             raise MorphirError(
                 f"keep: no channel space is called {pattern!r}",
-                hint=f"{meant}morphir inspect MODEL lists them",
+                hint=f"{did_you_mean(pattern, graph.spaces)}morphir inspect MODEL lists them",
             )
     if config.phases and graph.spaces and all(map(config.keeps, graph.spaces)):
         raise MorphirError(

@@ -357,7 +357,7 @@ _MISSED = (
     Code(
         "not-among-best",
         "missed",
-        "it pays, but is not among the best of its space",
+        "it pays, but is not among the best of its space, fewer of which are taken where they are worth less",
         "raise best_fraction; the gains are not additive",
     ),
     Code(

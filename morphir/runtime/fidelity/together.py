@@ -17,6 +17,7 @@ from morphir.runtime.growing.rewriting import appraisal
 from morphir.runtime.growing.run_state import count_steps, score_momentum
 from morphir.runtime.growing.selection import Selection
 from morphir.runtime.growing.training import evaluate
+from morphir.runtime.growing.validation import check_kept
 from passes.instruments import unobserved
 from passes.transform import transform
 
@@ -53,15 +54,16 @@ def together(problem: Problem, config: GrowthConfig, trial: Samples, held_back: 
 
     Args:
         problem: The network, and what theta is learned on; its places are not looked at.
-        config: Curvatures, selection, factors and halvings.
+        config: Curvatures, spaces to keep, selection, factors and halvings.
         trial: Training batches that plans are tried on.
         held_back: What the truth is measured on.
     """
     graph = problem.graph
+    check_kept(graph, config)
     learner = problem.learner(config.learn_curvature, config.score_curvature)
     learner.ema = score_momentum(config, count_steps(problem.batches(0)))
     problem.teach(learner)
-    scores = learner.scores()
+    scores = [score for score in learner.scores() if not config.keeps(score.morphism.space)]
 
     def loss_of(candidate: Graph, samples: Samples = trial) -> float:
         return evaluate(candidate, samples, problem.loss, problem.placement).loss

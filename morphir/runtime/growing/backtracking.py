@@ -39,8 +39,8 @@ class Appraisal:
     Attributes:
         loss_of: Evaluates a graph: a plan's joint estimate is the loss after it less that before.
         price_of: What the resources that morphisms take together are worth, in loss.
-        select: Chooses of scored morphisms those that pay one by one, the best of each space, of which share
-            some spaces have a part only, by name.
+        select: Chooses of scored morphisms those that pay one by one, the best of each space; takes also the
+            factors on spaces' shares, by name.
         fit: Cuts a selection to what the budgets allow, and to what the rewriter can apply.
     """
 
@@ -69,8 +69,8 @@ class Plan:
 
     @property
     def factor(self) -> float:
-        """The factor on theta of the best trial."""
-        return self.best.factor
+        """The factor on theta of the best trial; 1 where nothing was there to try."""
+        return self.best.factor if self.trials else 1.0
 
 
 def tried(graph: Graph, selection: Selection, factors: Sequence[float], loss_of: LossOf) -> Plan:
@@ -128,11 +128,11 @@ class _Backtracking:
     def prunes(self, scores: Sequence[Score]) -> Plan:
         """Tries no prune, all of them, the best half of them, and so on."""
         selection = self.appraisal.fit(self.appraisal.select(scores, {}))
-        trials: dict[int, Trial] = {}
-        for halvings in range(self.config.plan_halvings + 1):
-            for keep in (0, selection.count("prune") >> halvings):
-                if keep not in trials:
-                    (trials[keep],) = self.plan(self._with_best(selection, "prune", keep), (1.0,)).trials
+        halved = [selection.count("prune") >> times for times in range(self.config.plan_halvings + 1)]
+        trials = {
+            keep: self.plan(self._with_best(selection, "prune", keep), (1.0,)).best
+            for keep in dict.fromkeys((0, *halved))
+        }
         keep = min(trials, key=lambda count: (trials[count].objective, -count))
         return Plan(self._with_best(selection, "prune", keep), tuple(trials.values()))
 

@@ -35,18 +35,14 @@ def rewrite_graph(job: Job, learner: Learner, optimizer: optim.Optimizer, phase:
     """Selects morphisms, applies them to graph and optimizer, and re-expresses batch norm on data."""
     graph, scores = job.graph, learner.scores()
     plan = planned(graph, scores, job.config, appraisal(graph, job.config, _trial_loss(job)))
-    selection = plan.selection
-    plan = replace(
-        plan, selection=replace(selection, remarks=(*learner.refused.values(), *selection.remarks))
-    )
-    _tell(plan.selection)
-    if not plan.selection.taken:
-        left_out = plan.selection.remarks
-        return GraphRewritten(graph, phase, plan.selection, None, plan.trials, left_out, tuple(scores))
-    result = transform(graph, scaled(plan.selection.morphisms, plan.factor), optimizer)
-    remarks = result.remarks + _reexpress(job, result.index_maps, optimizer)
-    remarks = (*remarks, *plan.selection.remarks)
-    return GraphRewritten(graph, phase, plan.selection, result, plan.trials, remarks, tuple(scores))
+    left_out = (*learner.refused.values(), *plan.selection.remarks)
+    selection = replace(plan.selection, remarks=left_out)
+    _tell(selection)
+    if not selection.taken:
+        return GraphRewritten(graph, phase, selection, None, plan.trials, left_out, tuple(scores))
+    result = transform(graph, scaled(selection.morphisms, plan.factor), optimizer)
+    remarks = (*result.remarks, *_reexpress(job, result.index_maps, optimizer), *left_out)
+    return GraphRewritten(graph, phase, selection, result, plan.trials, remarks, tuple(scores))
 
 
 def _tell(selection: Selection) -> None:

@@ -168,6 +168,15 @@ def test_a_selection_at_once_is_that_of_the_rewritten_network(network: Graph, da
     assert found["backtracked"].joint <= 0
 
 
+def test_a_selection_at_once_leaves_out_what_growth_keeps(network: Graph, data: list[Batch]) -> None:
+    """The network has no other space that can be split or pruned, so that nothing is left."""
+    case = problem(network, data, (), epochs=1)
+    rows = list(together(case, GrowthConfig(keep=("0",)), data[:1], data[1:]))
+    assert [(row.splits, row.prunes, row.joint, row.truth) for row in rows] == [(0, 0, 0.0, 0.0)] * 3
+    with pytest.raises(MorphirError, match="no channel space is called 'layer9'"):
+        list(together(case, GrowthConfig(keep=("layer9",)), data[:1], data[1:]))
+
+
 def test_agreement_against_numpy() -> None:
     estimates, truth = [1.0, 2.0, -1.0, 0.5], [0.8, 2.5, -1.5, 1.0]
     found = Agreement.of(estimates, truth)

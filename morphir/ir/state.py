@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
 from typing import Any, cast
@@ -16,6 +16,25 @@ def submodules(module: nn.Module, *, every_name: bool = False) -> list[tuple[str
     return list(
         cast("Iterator[tuple[str, nn.Module]]", module.named_modules(remove_duplicate=not every_name))
     )
+
+
+def modules_within(module: nn.Module) -> list[nn.Module]:
+    """Returns every module once, ``module`` itself first; for what runs at every step, where names cost."""
+    found, order = {module}, [module]
+    for parent in order:
+        children: Iterable[nn.Module | None] = vars(parent)["_modules"].values()
+        for child in children:
+            if child is not None and child not in found:
+                found.add(child)
+                order.append(child)
+    return order
+
+
+def held_tensors(module: nn.Module) -> list[torch.Tensor]:
+    """Returns the parameters and buffers that a module owns itself, without names."""
+    held = vars(module)
+    own: tuple[torch.Tensor | None, ...] = (*held["_parameters"].values(), *held["_buffers"].values())
+    return [tensor for tensor in own if tensor is not None]
 
 
 def named_state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,7 +1,8 @@
 """Programs of elementwise operators, compiled: for any extents, called without Dynamo, tried before use.
 
 Dynamo would evaluate its guards at every call, which takes longer than a small layer's work. Here they are
-evaluated for inputs of a new signature; whoever calls remembers by :func:`signature` what served them.
+evaluated for inputs of a new signature; whoever calls remembers by :func:`signature` what served them. A
+kernel is called as PyTorch's compiler wrote it, without what stands around it for programs with gradients.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
 from torch._dynamo.source import LocalSource
 from torch._guards import detect_fake_mode
-from torch._inductor import standalone_compile
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from morphir.errors import MorphirError
@@ -118,7 +122,11 @@ class _Variant:
 
         try:
             traced = make_fx(on_tensors, tracing_mode="symbolic")(*_tensors(values))
-            compiled = standalone_compile(traced, [*_tensors(values)], dynamic_shapes="from_graph")
+            examples = _examples(traced)
+            with _fake_mode(examples):
+                pure = functionalize(traced)
+                lowered = make_fx(pure, decomposition_table=select_decomp_table())(*examples)
+            compiled = cast("Any", compile_fx_inner(lowered, examples, is_inference=True)).current_callable
         except Exception as error:  # no compiler, or whatever it cannot do
             raise MorphirError(
                 f"the learner's kernels cannot be compiled: {type(error).__name__}: {error}",
@@ -127,22 +135,32 @@ class _Variant:
         holds = _assumptions(traced)
         plain = len(_tensors(values)) == len(values)
         return _Variant(
-            compiled if plain else lambda *given: compiled(*_tensors(given)),
+            (lambda *given: compiled(list(given))) if plain else (lambda *given: compiled(_tensors(given))),
             lambda others: _fixed(others) == kept and holds(_tensors(others)),
         )
 
 
 def _assumptions(traced: fx.GraphModule) -> Callable[[Sequence[torch.Tensor]], bool]:
     """Returns whether inputs have what tracing and compiling assumed of extents and strides."""
-    placeholders = [node.meta["val"] for node in traced.graph.nodes if node.op == "placeholder"]
-    mode = detect_fake_mode(placeholders)
-    assert mode is not None and mode.shape_env is not None
-    shapes = mode.shape_env
+    placeholders = _examples(traced)
+    shapes = _fake_mode(placeholders).shape_env
+    assert shapes is not None
     names = [LocalSource(f"t{number}") for number in range(len(placeholders))]
     guards = shapes.produce_guards(placeholders, names, ignore_static=False)
     # In brackets: some are alternatives.
     condition = " and ".join(f"({guard})" for guard in guards)
     return lambda tensors: shapes.evaluate_guards_expression(condition, tensors)
+
+
+def _examples(traced: fx.GraphModule) -> list[torch.Tensor]:
+    """Returns the fake tensors of symbolic extents that a program was traced on."""
+    return [node.meta["val"] for node in traced.graph.nodes if node.op == "placeholder"]
+
+
+def _fake_mode(examples: Sequence[torch.Tensor]) -> FakeTensorMode:
+    mode = detect_fake_mode(examples)
+    assert mode is not None
+    return mode
 
 
 def _tensors(values: Sequence[Any]) -> list[torch.Tensor]:

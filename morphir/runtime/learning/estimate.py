@@ -8,7 +8,7 @@ With delta = op(x, theta), and the slopes of the estimates by q and q~::
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,8 @@ from morphir.runtime.learning.projection import EdgeValue, Project, Projection, 
 from morphir.runtime.learning.region import Region
 from morphir.runtime.learning.selection import take
 
-_SLICE_BYTES = {"cpu": 1 << 20}
-_LARGE_SLICE_BYTES = 1 << 26
-"""The most of y that goes through a region at once: on a CPU what its caches hold, elsewhere what keeps the
+_SLICE_BYTES = 1 << 26
+"""The most of y that goes through a region at once where that is no matter of a CPU's caches: what keeps the
 device busy."""
 
 
@@ -64,17 +63,16 @@ def estimate_splits(
         run: The batch.
         curvature: The term that theta is learned with.
     """
-    with torch.enable_grad():
-        deltas = [_delta(producer, thetas[producer.parameter], run) for producer in split.producers]
+    deltas = [_Delta.of(producer, thetas[producer.parameter], run) for producer in split.producers]
     values = RegionValues(
         [take(producer.part, run.captured[producer.y]) for producer in split.producers],
-        [delta.detach() for delta in deltas],
+        [delta.value for delta in deltas],
         [take(external.part, run.captured[external.slot]) for external in split.externals],
         edges,
         run.samples,
         run.sampled is not None,
     )
-    slices = _slices(split.region, values)
+    slices = _slices(split.region, values, project.cpu_slice_bytes)
     prunes: list[Projection] = []
     splits: list[Projection] = []
     gradients: Sequence[torch.Tensor] = values.deltas
@@ -89,17 +87,18 @@ def estimate_splits(
         else:
             # A slice's delta is needed no more, and makes room for its gradient.
             for delta, gradient in zip(part.deltas, back, strict=True):
-                delta.copy_(gradient)
-    names = list(thetas)
-    found = torch.autograd.grad(deltas, [thetas[name] for name in names], gradients)
-    return SplitEstimate(
-        Projection.joined(prunes), Projection.joined(splits), dict(zip(names, found, strict=True))
-    )
+                if gradient is not delta:
+                    delta.copy_(gradient)
+    found: dict[str, torch.Tensor] = {}
+    for producer, delta, gradient in zip(split.producers, deltas, gradients, strict=True):
+        own = delta.pull(gradient)
+        found[producer.parameter] = found[producer.parameter] + own if producer.parameter in found else own
+    return SplitEstimate(Projection.joined(prunes), Projection.joined(splits), found)
 
 
-def _slices(region: Region, values: RegionValues) -> list[slice]:
+def _slices(region: Region, values: RegionValues, cpu_bytes: int) -> list[slice]:
     """Returns the samples that go through a region at once."""
-    most = _SLICE_BYTES.get(values.ys[0].device.type, _LARGE_SLICE_BYTES)
+    most = cpu_bytes if values.ys[0].device.type == "cpu" else _SLICE_BYTES
     size = max(y.numel() * y.element_size() for y in values.ys)
     count = min(math.ceil(size / most), values.samples) if region.stackable else 1
     step = math.ceil(values.samples / max(count, 1))
@@ -116,18 +115,49 @@ def _slopes(
     return slope, curvature.sampled_slope(splits.sampled) / samples
 
 
-def _delta(producer: ProducerProgram, theta: torch.Tensor, run: Pass) -> torch.Tensor:
-    """Returns op(theta, x), in y's precision and, where batch norm is folded in, in y's units."""
-    dtype, norm = run.captured[producer.y].dtype, producer.folded
-    values = [_in_precision(run.captured[slot], dtype) for slot in producer.sources]
-    if norm is None:
-        delta = producer.op.apply(theta.to(dtype), *values)
-    elif norm.scales_kernel:
-        delta = producer.op.apply((theta * _own_rows(producer, norm.scale)).to(dtype), *values)
-    else:
-        delta = producer.op.apply(theta.to(dtype), *values)
-        delta = delta * along_channels(_own_rows(producer, norm.scale), delta)
-    return take(producer.part, delta) if producer.rows is None else delta
+@dataclass(frozen=True)
+class _Delta:
+    """op(theta, x) of one producer, in y's precision and, where batch norm is folded in, in y's units.
+
+    Attributes:
+        value: The change, on the part of y that the region reads.
+        pull: From the derivative by it to the one by theta.
+    """
+
+    value: torch.Tensor
+    pull: Callable[[torch.Tensor], torch.Tensor]
+
+    @staticmethod
+    def of(producer: ProducerProgram, theta: torch.Tensor, run: Pass) -> _Delta:
+        dtype, norm = run.captured[producer.y].dtype, producer.folded
+        values = [_in_precision(run.captured[slot], dtype) for slot in producer.sources]
+        scale = None if norm is None else _own_rows(producer, norm.scale)
+        scales_kernel = norm is not None and norm.scales_kernel
+        partial = producer.rows is None and producer.part
+
+        def change(theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            kernel = (theta * scale if scale is not None and scales_kernel else theta).to(dtype)
+            delta = producer.op.apply(kernel, *values)
+            if scale is not None and not scales_kernel:
+                delta = delta * along_channels(scale, delta)
+            return kernel, take(producer.part, delta) if partial else delta
+
+        by_kernel = None if partial else producer.op.kernel_gradient
+        if by_kernel is None:
+            with torch.enable_grad():
+                _, recorded = change(theta)
+            return _Delta(
+                recorded.detach(), lambda gradient: torch.autograd.grad(recorded, theta, gradient)[0]
+            )
+        kernel, delta = change(theta.detach())
+
+        def pull(gradient: torch.Tensor) -> torch.Tensor:
+            if scale is not None and not scales_kernel:
+                gradient = gradient * along_channels(scale, gradient)
+            found = by_kernel(kernel, gradient, *values).to(theta.dtype)
+            return found * scale if scale is not None and scales_kernel else found
+
+        return _Delta(delta, pull)
 
 
 def _own_rows(producer: ProducerProgram, tensor: torch.Tensor) -> torch.Tensor:

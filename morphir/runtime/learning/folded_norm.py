@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from morphir.runtime.learning.linear_ops import Apply
+from morphir.runtime.learning.linear_ops import Apply, Convolution
 
 
 class FoldedNorm(nn.Module):
@@ -63,6 +63,14 @@ class FoldedNorm(nn.Module):
             return self.apply_kernel(x, self.weight, self.bias)
         y = self.apply_kernel(x, self.weight, None)
         return torch.addcmul(along_channels(self.bias, y), y, along_channels(self.scale, y))
+
+    def input_gradient(self, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Returns the derivative by x, from the one by the output; of a convolution."""
+        assert isinstance(self.apply_kernel, Convolution)
+        if not self.scales_kernel:
+            gradient = gradient * along_channels(self.scale, gradient)
+        dtype = gradient.dtype
+        return self.apply_kernel.input_gradient(x.to(dtype), self.weight.to(dtype), gradient)
 
 
 def along_channels(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,10 @@
 """A space's estimate with its elementwise work compiled: q and q~ of splits and prunes, and back to delta.
 
-Per channel and sample, q is a sum over what few values in memory tell: one kernel reads y, delta, a and g and
-writes nothing but sums; a second reads them again, and writes the gradient by delta. What is no elementwise
-operator, such as a depthwise convolution, runs between kernels (:mod:`morphir.runtime.learning.segments`).
+Per channel and sample, q is a sum over what few values in memory tell. The estimate's slope by q is one
+number for each channel and sample, and channels do not mix, so that the gradient by delta is that slope times
+q's own: one kernel reads y, delta, a and g, and writes sums and q's gradient. What is no elementwise
+operator, such as a depthwise convolution, runs between kernels (:mod:`morphir.runtime.learning.segments`);
+there, one kernel writes the sums, and another reads all again for the gradient.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from morphir.runtime.learning.group_index import GroupIndex
 from morphir.runtime.learning.precision import at_least_single, autocast_dtype
 from morphir.runtime.learning.projection import (
     EdgeValue,
+    PlainProjection,
     Projected,
     Projection,
     RegionValues,
-    plain_projection,
 )
 from morphir.runtime.learning.region import Region
 from morphir.runtime.learning.segments import Evaluation, NotSegmentedError, Segmented
@@ -35,11 +37,17 @@ class FusedProjection:
 
     Args:
         region: The region.
+        owners: For each producer's y, the group of each of its channels; None where that is not known.
     """
 
-    def __init__(self, region: Region) -> None:
+    # Kernels hold little between them, and each call costs time.
+    cpu_slice_bytes = 1 << 22
+
+    def __init__(self, region: Region, owners: Sequence[GroupIndex | None]) -> None:
         self.region = region
-        self._plain = plain_projection(region)
+        self._owners = [owner for owner in owners if owner is not None]
+        self._all_owned = len(self._owners) == len(owners)
+        self._plain = PlainProjection(region)
         self._programs: dict[Hashable, Segmented | None] = {}
 
     def __call__(self, values: RegionValues) -> Projected:
@@ -57,7 +65,9 @@ class FusedProjection:
         )
         split_sampled, prune_sampled = sampled or (None, None)
 
-        def pull(slope: torch.Tensor | float, sampled_slope: torch.Tensor | None) -> list[torch.Tensor]:
+        def pull(slope: torch.Tensor | float, sampled_slope: torch.Tensor | None) -> Sequence[torch.Tensor]:
+            if evaluation.slopes:
+                return self._scaled(values.deltas, evaluation.slopes, (slope, sampled_slope))
             found: list[torch.Tensor | None] = [None] * len(sums)
             # Two of every four sums are prunes'.
             for first, own in ((0, slope), (2 * len(edges), sampled_slope)):
@@ -66,6 +76,22 @@ class FusedProjection:
             return evaluation.vjp(found)
 
         return Projected(Projection(prune_q, prune_sampled), Projection(split_q, split_sampled), pull)
+
+    def _scaled(
+        self,
+        deltas: Sequence[torch.Tensor],
+        gradients: Sequence[Sequence[torch.Tensor]],
+        slopes: Sequence[torch.Tensor | float | None],
+    ) -> Sequence[torch.Tensor]:
+        """Writes the sum of slope times gradient, of q and q~, into the deltas."""
+        for position, (owner, delta) in enumerate(zip(self._owners, deltas, strict=True)):
+            for own, slope in zip(gradients, slopes, strict=False):
+                factor = owner.along(slope, delta) if isinstance(slope, torch.Tensor) else slope
+                if own is gradients[0]:
+                    torch.mul(own[position], cast("Any", factor), out=delta)
+                elif factor is not None:
+                    delta.addcmul_(own[position], cast("Any", factor))
+        return deltas
 
     def _run(self, values: RegionValues, edges: Sequence[EdgeValue]) -> Evaluation | None:
         module = self.region.module
@@ -84,7 +110,9 @@ class FusedProjection:
         if key not in self._programs:
             building = _Building(self.region, len(values.ys), sampled=values.sampled)
             try:
-                self._programs[key] = Segmented(building.run(edges), module, building.deltas, given)
+                program = building.run(edges)
+                sets = building.splits if self._all_owned else ()
+                self._programs[key] = Segmented(program, module, building.deltas, sets, given)
             except NotSegmentedError:
                 self._programs[key] = None
         program = self._programs[key]
@@ -106,6 +134,10 @@ class _Building:
     """Builds ``program(*ys, *deltas, *externals, *attributes, *as, *gs, *g~s)``.
 
     It returns, edge by edge, the sums of the splits' u g, of the prunes', and both with g~ in g's place.
+
+    Attributes:
+        deltas: The placeholders of the deltas.
+        splits: Positions of the splits' sums with g; with g~.
     """
 
     def __init__(self, region: Region, producers: int, *, sampled: bool) -> None:
@@ -124,7 +156,9 @@ class _Building:
             gradients.append(self._placeholders("sampled_g", len(edges)))
         changes = self._changes(bases)
         outputs: list[fx.Node] = []
+        self.splits: list[Sequence[int]] = []
         for own in gradients:
+            self.splits.append(range(len(outputs), len(outputs) + len(edges)))
             for factor, us in ((0.5, changes), (-1.0, bases)):
                 sums = zip(us, own, edges, strict=True)
                 outputs += [self._sum(u, g, factor, edge) for u, g, edge in sums]

@@ -72,9 +72,13 @@ class GroupIndex:
 
     def spread(self, weights: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Lays ``[S, width]`` out so that it multiplies ``like``; positions of no group get 0."""
+        return self.along(weights, like).to(like.dtype)
+
+    def along(self, weights: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """The same in the weights' precision."""
         shape = [1] * like.dim()
         shape[0], shape[self.dim] = like.shape[0], like.shape[self.dim]
-        return self.rows(weights, like.shape[0]).view(shape).to(like.dtype)
+        return self.rows(weights, like.shape[0]).reshape(shape)
 
     def _per_sample(self, extent: int, samples: int) -> int:
         if extent % samples:

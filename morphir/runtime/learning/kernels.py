@@ -1,4 +1,4 @@
-"""A segment's kernels, its program's and its vector-Jacobian product's; segments that compute the same share.
+"""A segment's kernels: its program's, its vector-Jacobian product's, and both at once; equal segments share.
 
 PyTorch's own backward of a compiled function keeps masks from the forward kernel, which on a CPU made it
 slower than no compiler at all. The kernel of the product computes the forward values again, from inputs that
@@ -44,41 +44,51 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Kernels:
-    """A program's kernel, and that of its vector-Jacobian product.
+    """A program's kernels; what is not asked for is never compiled.
 
     Attributes:
         forward: ``forward(*inputs)`` returns the outputs.
         vjp: ``vjp(*inputs, *gradients of the moving outputs)`` returns those of the active inputs.
+        slopes: ``slopes(*inputs)`` returns the outputs and, for each set of outputs, the derivatives of their
+            sum by the active inputs; nothing is read twice for it.
     """
 
     forward: Kernel
     vjp: Kernel
+    slopes: Kernel
 
     @staticmethod
-    def of(program: fx.GraphModule, active: Sequence[int], moving: Sequence[int]) -> Kernels:
+    def of(
+        program: fx.GraphModule, active: Sequence[int], moving: Sequence[int], sets: Sequence[Sequence[int]]
+    ) -> Kernels:
         """Returns a program's kernels; it shares them with programs that compute the same.
 
         Args:
             program: ``program(*inputs)`` returns a tuple of tensors; its modules hold no tensors.
             active: Positions of the inputs to differentiate by.
             moving: Positions of the outputs that depend on them.
+            sets: Positions of moving outputs.
         """
-        product = _product(program, active, moving)
+
+        def forms(program: fx.GraphModule) -> tuple[Call, Call, Call]:
+            return program, _product(program, active, moving), _slopes(program, active, sets)
+
+        own = forms(program)
         modules = [_described(module) for name, module in submodules(program) if name]
         if None in modules:
-            return Kernels(Kernel(program, Compiled(program)), Kernel(product, Compiled(product)))
+            return Kernels(*(Kernel(form, Compiled(form)) for form in own))
         targets = tuple(node.target for node in program.graph.nodes if node.op == "call_function")
-        key = (program.code, targets, tuple(modules), tuple(active), tuple(moving))
+        places = (tuple(active), tuple(moving), tuple(map(tuple, sets)))
+        key = (program.code, targets, tuple(modules), *places)
         with COMPILING:
             if key not in _SHARED:
                 # A copy: what its graph does with its modules later is not the others' business.
-                kept = copy.deepcopy(program).eval()
-                _SHARED[key] = Compiled(kept), Compiled(_product(kept, active, moving))
-            forward, back = _SHARED[key]
-        return Kernels(Kernel(program, forward), Kernel(product, back))
+                _SHARED[key] = [Compiled(form) for form in forms(copy.deepcopy(program).eval())]
+            shared = _SHARED[key]
+        return Kernels(*map(Kernel, own, shared))
 
 
-_SHARED: dict[Hashable, tuple[Compiled, Compiled]] = {}
+_SHARED: dict[Hashable, list[Compiled]] = {}
 
 
 def _described(module: nn.Module) -> Hashable | None:
@@ -119,18 +129,40 @@ def renamed(
     return module
 
 
-def _product(program: fx.GraphModule, active: Sequence[int], moving: Sequence[int]) -> Call:
+def _product(program: Call, active: Sequence[int], moving: Sequence[int]) -> Call:
     def product(*values: Any) -> Sequence[Any]:
         count = len(values) - len(moving)
-        inputs, gradients = list(values[:count]), values[count:]
-
-        def outputs(*leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            for position, leaf in zip(active, leaves, strict=True):
-                inputs[position] = leaf
-            found = program(*inputs)
-            return tuple(found[position] for position in moving)
-
-        pull = cast("tuple[Any, Call]", vjp(outputs, *(inputs[position] for position in active)))[1]
-        return pull(gradients)
+        return _pulled(program, values[:count], active, moving, values[count:])
 
     return product
+
+
+def _slopes(program: Call, active: Sequence[int], sets: Sequence[Sequence[int]]) -> Call:
+    def slopes(*inputs: Any) -> Sequence[Any]:
+        outputs = tuple(program(*inputs))
+        for positions in sets:
+            ones = [torch.ones_like(outputs[position]) for position in positions]
+            outputs += tuple(_pulled(program, inputs, active, positions, ones))
+        return outputs
+
+    return slopes
+
+
+def _pulled(
+    program: Call,
+    inputs: Sequence[Any],
+    active: Sequence[int],
+    outputs: Sequence[int],
+    gradients: Sequence[torch.Tensor],
+) -> Sequence[torch.Tensor]:
+    """Returns the gradients by the active inputs, of those by some outputs."""
+
+    def chosen(*leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = list(inputs)
+        for position, leaf in zip(active, leaves, strict=True):
+            given[position] = leaf
+        found = program(*given)
+        return tuple(found[position] for position in outputs)
+
+    pull = cast("tuple[Any, Call]", vjp(chosen, *(inputs[position] for position in active)))[1]
+    return pull(tuple(gradients))

@@ -21,7 +21,7 @@ from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelSpace
 from morphir.ir.graph import Graph, require_graph
 from morphir.ir.remarks import Remark
-from morphir.ir.state import named_state, submodules
+from morphir.ir.state import held_tensors, modules_within
 from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
@@ -32,15 +32,15 @@ from morphir.runtime.learning.estimate import estimate_splits
 from morphir.runtime.learning.fisher import is_known
 from morphir.runtime.learning.fused_projection import FusedProjection
 from morphir.runtime.learning.loss_check import Loss, check_is_mean
-from morphir.runtime.learning.lowering import Lowered, SpaceProgram, lower
+from morphir.runtime.learning.lowering import Lowered, SpaceProgram, SplitProgram, lower
 from morphir.runtime.learning.model_pass import Forward, Pass, detached, run_backward, run_forward
 from morphir.runtime.learning.options import check_options
 from morphir.runtime.learning.projection import (
+    PlainProjection,
     Project,
     Projection,
     edge_values,
     estimate_prunes,
-    plain_projection,
 )
 from morphir.runtime.learning.theta import Theta, group_kernels, initial_thetas
 from morphir.runtime.learning.theta_optimizer import theta_optimizer
@@ -138,10 +138,10 @@ class Learner:
         self.ema = ema
         self.lowered: Lowered = lower(graph, spaces)
         self.refused: Mapping[str, Remark] = self.lowered.refused
-        regions = {s.name: s.split.region for s in self.lowered.spaces if s.split is not None}
-        projection = FusedProjection if compile else plain_projection
-        self._project: dict[str, Project] = {name: projection(region) for name, region in regions.items()}
-        self._state = _identities(graph)
+        programs = {s.name: s.split for s in self.lowered.spaces if s.split is not None}
+        self._project = {name: _projection(split, compile=compile) for name, split in programs.items()}
+        self._history = len(graph.history)
+        self._state = _tensors(graph)
         self._thetas = initial_thetas(graph, self.lowered.spaces, init_scale, seed)
         self._optimizer = theta_optimizer(optimizer)(self._all_thetas(), lr, absolute=absolute_lr)
         # No values are drawn on the meta device, and it has no generator.
@@ -330,9 +330,9 @@ class Learner:
         return [theta for own in self._thetas.values() for theta in own.values()]
 
     def _check_current(self) -> None:
-        history, tensors = _identities(self.graph)
-        same = len(tensors) == len(self._state[1]) and all(map(operator.is_, tensors, self._state[1]))
-        if not same or history != self._state[0]:
+        tensors = _tensors(self.graph)
+        same = len(tensors) == len(self._state) and all(map(operator.is_, tensors, self._state))
+        if not same or len(self.graph.history) != self._history:
             raise MorphirError(
                 "the graph was rewritten or moved since this learner was made",
                 hint="make a new Learner(graph, loss) after transform(...) and graph.to(...)",
@@ -360,26 +360,31 @@ class Learner:
 @contextmanager
 def frozen(graph: nn.Module) -> Generator[None]:
     """Evaluation mode and no parameter that requires grad; afterwards everything is as it was."""
-    modules = [module for _, module in submodules(graph)]
+    modules = modules_within(graph)
     training = [module for module in modules if module.training]
-    parameters = (parameter for module in modules for parameter in module.parameters(recurse=False))
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    trainable = [tensor for module in modules for tensor in held_tensors(module) if tensor.requires_grad]
     try:
         for module in training:
-            module.training = False
+            vars(module)["training"] = False
         for parameter in trainable:
             parameter.requires_grad_(False)
         yield
     finally:
         for module in training:
-            module.training = True
+            vars(module)["training"] = True
         for parameter in trainable:
             parameter.requires_grad_(True)
 
 
-def _identities(graph: Graph) -> tuple[int, list[torch.Tensor]]:
-    """Returns what tells whether the program still is the one that was lowered."""
-    return len(graph.history), list(named_state(graph).values())
+def _projection(split: SplitProgram, *, compile: bool) -> Project:
+    if not compile:
+        return PlainProjection(split.region)
+    return FusedProjection(split.region, [producer.groups for producer in split.producers])
+
+
+def _tensors(graph: Graph) -> list[torch.Tensor]:
+    """Returns what tells, with the history, whether the program still is the one that was lowered."""
+    return [tensor for module in modules_within(graph) for tensor in held_tensors(module)]
 
 
 def _columns(space: SpaceProgram) -> range:

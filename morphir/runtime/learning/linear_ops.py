@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from morphir.runtime.learning.axes import along_axes
-from morphir.runtime.learning.live_taps import live_taps
+from morphir.runtime.learning.live_taps import LiveTaps, live_taps
 
 Apply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """``apply(x, kernel, bias)``."""
@@ -28,25 +28,67 @@ _CONVOLUTIONS: tuple[tuple[Any, Callable[..., torch.Tensor], int], ...] = (
 )
 
 
+class Convolution:
+    """A convolution as a function of its kernel, and its derivatives without autograd.
+
+    Args:
+        module: Whose options it has.
+        convolve: PyTorch's function.
+        axes: Number of spatial axes.
+    """
+
+    def __init__(self, module: Any, convolve: Callable[..., torch.Tensor], axes: int) -> None:
+        self._module = module
+        self._convolve = convolve
+        self._axes = axes
+
+    def __call__(self, x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Returns the convolution."""
+        stride, padding, dilation, live = self._geometry(x, kernel)
+        if live is not None:
+            kernel, padding = live.of(kernel), live.padding
+        return self._convolve(x, kernel, bias, stride, padding, dilation, self._module.groups)
+
+    def input_gradient(self, x: torch.Tensor, kernel: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Returns the derivative by what is convolved, from the one by the result; all in its dtype."""
+        return self._backward(x, kernel, gradient, 0)
+
+    def kernel_gradient(self, x: torch.Tensor, kernel: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Returns the derivative by the kernel, from the one by the result; all in its dtype."""
+        return self._backward(x, kernel, gradient, 1)
+
+    def _backward(
+        self, x: torch.Tensor, kernel: torch.Tensor, gradient: torch.Tensor, wanted: int
+    ) -> torch.Tensor:
+        stride, padding, dilation, live = self._geometry(x, kernel)
+        used, padding = (kernel, padding) if live is None else (live.of(kernel), live.padding)
+        zeros, mask = [0] * self._axes, [number == wanted for number in range(3)]
+        options = (stride, padding, dilation, False, zeros, self._module.groups, mask)
+        found = torch.ops.aten.convolution_backward.default(gradient, x, used, None, *options)[wanted]
+        if live is None or wanted == 0:
+            return found
+        whole = torch.zeros_like(kernel)
+        live.of(whole).copy_(found)
+        return whole
+
+    def _geometry(
+        self, x: torch.Tensor, kernel: torch.Tensor
+    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], LiveTaps | None]:
+        module, axes = self._module, self._axes
+        stride, padding = along_axes(module.stride, axes), along_axes(module.padding, axes)
+        dilation = along_axes(module.dilation, axes)
+        # As PyTorch does, from the kernel itself, whatever the module says of its size.
+        live = live_taps(tuple(x.shape[-axes:]), tuple(kernel.shape[2:]), stride, padding, dilation)
+        return stride, padding, dilation, live
+
+
 def _convolution(module: Any) -> Apply:
     forward = module._conv_forward
     own = getattr(forward, "__func__", None)
     found = next(((call, n) for kind, call, n in _CONVOLUTIONS if own is kind._conv_forward), None)
     if found is None or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return forward
-    convolve, axes = found
-
-    def apply(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        stride, padding, dilation = (
-            along_axes(option, axes) for option in (module.stride, module.padding, module.dilation)
-        )
-        # As PyTorch does, from the kernel itself, whatever the module says of its size.
-        live = live_taps(tuple(x.shape[-axes:]), tuple(kernel.shape[2:]), stride, padding, dilation)
-        if live is not None:
-            kernel, padding = live.of(kernel), live.padding
-        return convolve(x, kernel, bias, stride, padding, dilation, module.groups)
-
-    return apply
+    return Convolution(module, *found)
 
 
 def _transposed(function: Callable[..., torch.Tensor]) -> Callable[[Any], Apply]:

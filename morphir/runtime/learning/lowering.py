@@ -75,6 +75,7 @@ class ProducerProgram:
         part: The part of y that the region reads.
         rows: The rows of the kernel that make this part; None where theta has all rows.
         folded: The folded batch norm, whose scale theta takes on.
+        groups: Which group each channel of that part belongs to; None where that cannot be told.
     """
 
     parameter: str
@@ -84,6 +85,7 @@ class ProducerProgram:
     part: tuple[Selection, ...]
     rows: Selection | None
     folded: FoldedNorm | None
+    groups: GroupIndex | None
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ class _Lowering:
         region = self.regions.extract(space.name, outputs, [tensor for tensor, _, _ in edges])
         producers: list[ProducerProgram] = []
         for use in uses.values():
-            producer = self._producer(use, region.channels)
+            producer = self._producer(space, use, region.channels)
             if producer is None:
                 self.refused[space.name] = _refused(space, use, "no-learning-rule")
                 return None
@@ -254,7 +256,9 @@ class _Lowering:
         externals = [ExternalProgram(self._slot(x.node), x.selections) for x in region.externals]
         return SplitProgram(tuple(producers), region, tuple(externals))
 
-    def _producer(self, producer: Producer, channels: OwnChannels) -> ProducerProgram | None:
+    def _producer(
+        self, space: ChannelSpace, producer: Producer, channels: OwnChannels
+    ) -> ProducerProgram | None:
         node, kernel = self.work.nodes[producer.node], self.state[producer.parameter]
         op = linear_op(self.work, node, kernel)
         if not op.known and not is_linear(self.graph, self.work, node, op, kernel):
@@ -268,7 +272,18 @@ class _Lowering:
             channels.selections(self.work.values[node][0]),
             rows if op.narrows else None,
             self.work.folded.get(node),
+            self._owners(space, node, channels),
         )
+
+    def _owners(self, space: ChannelSpace, node: fx.Node, channels: OwnChannels) -> GroupIndex | None:
+        """Returns the group of each channel of a value that the region reads."""
+        value = self.work.values[node][0]
+        layouts = [layout for layout in value.layouts if layout.space == space.name]
+        if len(layouts) != 1 or self.samples.of(node) != 0:
+            return None
+        groups, dim = layouts[0].groups, layouts[0].dim
+        left = [groups[position] for position in channels.positions(value, dim)]
+        return GroupIndex.of(dim, left, space.width, self.channel_map.device)
 
     def _edge_programs(
         self,

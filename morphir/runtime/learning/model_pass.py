@@ -85,7 +85,7 @@ def run_forward(lowered: Lowered, inputs: Sequence[Any], targets: Any, loss: Los
         )
     samples = value.shape[0] if value.dim() else _batch_size(inputs)
     taps = {slot: captured[slot] for slot in lowered.taps}
-    run = Pass(list(detached(captured)), samples, _batch_losses(value), {}, None)
+    run = Pass([detached(value) for value in captured], samples, _batch_losses(value), {}, None)
     return Forward(run, outputs, value, taps)
 
 
@@ -131,7 +131,7 @@ def detached(values: Any) -> Any:
     def detach(leaf: Any) -> Any:
         return leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
 
-    return pytree.tree_map(detach, values)
+    return detach(values) if isinstance(values, torch.Tensor) else pytree.tree_map(detach, values)
 
 
 class _Arrivals:

@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 from torch.nn import functional
 
 from morphir.ir.state import named_state
-from morphir.runtime.learning.linear_ops import module_apply
+from morphir.runtime.learning.linear_ops import Convolution, module_apply
 from morphir.runtime.learning.working_copy import WorkingCopy, only_input
 
 
@@ -31,12 +31,15 @@ class LinearOp:
         apply: ``apply(kernel, *values)`` returns y without its bias.
         known: Whether y is known to be linear in the kernel; else this has to be tried.
         narrows: Whether some rows of the kernel make the same channels of y.
+        kernel_gradient: ``kernel_gradient(kernel, gradient, *values)`` returns the derivative by the kernel;
+            None where autograd has to find it.
     """
 
     sources: tuple[fx.Node, ...]
     apply: Callable[..., torch.Tensor]
     known: bool = True
     narrows: bool = True
+    kernel_gradient: Callable[..., torch.Tensor] | None = None
 
 
 def linear_op(work: WorkingCopy, node: fx.Node, kernel: torch.Tensor) -> LinearOp:
@@ -57,7 +60,14 @@ def linear_op(work: WorkingCopy, node: fx.Node, kernel: torch.Tensor) -> LinearO
     def call(theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return apply(x, theta, None)
 
-    return LinearOp((source,), call)
+    if not isinstance(apply, Convolution):
+        return LinearOp((source,), call)
+    convolution = apply
+
+    def kernel_gradient(kernel: torch.Tensor, gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return convolution.kernel_gradient(x, kernel, gradient)
+
+    return LinearOp((source,), call, kernel_gradient=kernel_gradient)
 
 
 _WITH_BIAS: frozenset[Any] = frozenset(

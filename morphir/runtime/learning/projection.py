@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -106,15 +106,27 @@ class Projected:
     Attributes:
         prunes: q and q~ of the prunes.
         splits: q and q~ of the splits.
-        pull: Derivatives by the splits' q and q~, ``[S, groups]`` or a number each, to those by delta.
+        pull: Derivatives by the splits' q and q~, ``[S, groups]`` or a number each, to those by delta, which
+            it may write into the deltas.
     """
 
     prunes: Projection
     splits: Projection
-    pull: Callable[[torch.Tensor | float, torch.Tensor | None], list[torch.Tensor]]
+    pull: Callable[[torch.Tensor | float, torch.Tensor | None], Sequence[torch.Tensor]]
 
 
-Project = Callable[[RegionValues], Projected]
+class Project(Protocol):
+    """How a region is projected.
+
+    Attributes:
+        cpu_slice_bytes: The most of y that is best given to it at once on a CPU.
+    """
+
+    cpu_slice_bytes: int
+
+    def __call__(self, values: RegionValues) -> Projected:
+        """Returns the projections, and the way back."""
+        ...
 
 
 def edge_values(space: SpaceProgram, run: Pass) -> list[EdgeValue | None]:
@@ -159,13 +171,24 @@ def estimate_prunes(edges: Sequence[EdgeValue | None], samples: int, *, sampled:
     return project(changes, -1.0, edges, samples, sampled=sampled)
 
 
-def plain_projection(region: Region) -> Project:
-    """Returns how a region is projected by PyTorch's operators, one after another."""
+class PlainProjection:
+    """How a region is projected by PyTorch's operators, one after another.
 
-    def of(values: RegionValues) -> Projected:
+    Args:
+        region: The region.
+    """
+
+    cpu_slice_bytes = 1 << 20
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+
+    def __call__(self, values: RegionValues) -> Projected:
+        """Returns the projections, and the way back."""
         edges, samples, sampled = values.edges, values.samples, values.sampled
         bases = [None if edge is None else edge.a for edge in edges]
-        perturbed = PERTURBATIONS[region.kind](region, values.ys, values.deltas, values.externals, bases)
+        perturb = PERTURBATIONS[self.region.kind]
+        perturbed = perturb(self.region, values.ys, values.deltas, values.externals, bases)
 
         def pull(slope: torch.Tensor | float, sampled_slope: torch.Tensor | None) -> list[torch.Tensor]:
             half = None if sampled_slope is None else 0.5 * sampled_slope
@@ -178,5 +201,3 @@ def plain_projection(region: Region) -> Project:
             project(perturbed.doubled, 0.5, edges, samples, sampled=sampled),
             pull,
         )
-
-    return of

@@ -18,7 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from morphir.ir.state import named_state
 from morphir.runtime.learning.compilation import Call, signature
+from morphir.runtime.learning.folded_norm import FoldedNorm
 from morphir.runtime.learning.kernels import Kernels, renamed
+from morphir.runtime.learning.linear_ops import Convolution, module_apply
+from morphir.runtime.learning.working_copy import only_input
 
 _ALSO_FUSED = frozenset(
     {
@@ -38,12 +41,30 @@ class NotSegmentedError(Exception):
 
 
 @dataclass(frozen=True)
+class _Convolution:
+    """A node that is a convolution, folded batch norm included.
+
+    Attributes:
+        module: What it calls.
+        gradient: From its input and the gradient by its output to the one by its input.
+        source: Position of its input among the segment's.
+        output: Position of its output among the segment's.
+    """
+
+    module: nn.Module
+    gradient: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    source: int
+    output: int
+
+
+@dataclass(frozen=True)
 class Segment:
     """Consecutive nodes.
 
     Attributes:
         program: ``program(*inputs)`` returns the outputs.
         kernels: The same, compiled; None for a segment that is run as it is.
+        convolutions: Its nodes, where it is run as it is and all of them are convolutions; else nothing.
         inputs: Slots of what it reads.
         outputs: Slots of what it returns.
         active: Positions of the inputs that are differentiated by.
@@ -52,6 +73,7 @@ class Segment:
 
     program: fx.GraphModule
     kernels: Kernels | None
+    convolutions: tuple[_Convolution, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     active: tuple[int, ...]
@@ -64,11 +86,13 @@ class Evaluation:
 
     Attributes:
         outputs: What it returned.
-        vjp: Gradients by the outputs, in the outputs' order, to those by the inputs that it is
-            differentiated by.
+        slopes: For each set of outputs, the derivatives of their sum by the inputs that it is differentiated
+            by; empty where these are not to be had for less than ``vjp`` takes.
+        vjp: Gradients by the outputs, in the outputs' order, to those by these inputs.
     """
 
     outputs: Sequence[torch.Tensor]
+    slopes: Sequence[Sequence[torch.Tensor]]
     vjp: Callable[[Sequence[torch.Tensor | None]], list[torch.Tensor]]
 
 
@@ -79,6 +103,7 @@ class Segmented:
         program: The program: placeholders first, then calls.
         root: Where its modules are found.
         active: The placeholders to differentiate by.
+        sets: Positions of outputs whose sums' derivatives are wanted.
         example: Values of the placeholders; on these the program is run once, to see what its nodes do.
 
     Raises:
@@ -86,7 +111,12 @@ class Segmented:
     """
 
     def __init__(
-        self, program: fx.Graph, root: nn.Module, active: Sequence[fx.Node], example: Sequence[Any]
+        self,
+        program: fx.Graph,
+        root: nn.Module,
+        active: Sequence[fx.Node],
+        sets: Sequence[Sequence[int]],
+        example: Sequence[Any],
     ) -> None:
         nodes = list(program.nodes)
         slot = {node: number for number, node in enumerate(nodes)}
@@ -97,28 +127,43 @@ class Segmented:
         observer = _Observer(program, root)
         observer.run(*example)
         self._served: dict[Hashable, list[_Served]] = {}
-        self._segments = _cut(nodes, root, active, observer, slot)
+        wanted = [[returned[position] for position in positions] for positions in sets]
+        self._segments = _cut(nodes, root, active, wanted, observer, slot)
+        last = self._segments[-1]
+        in_last = all(slot[node] in last.outputs for nodes in wanted for node in nodes)
+        # Each set would have to be pulled through what lies before the last kernel.
+        few = len(self._segments) == 1 or len(sets) == 1
+        self._sets = len(sets) if last.kernels is not None and in_last and few else 0
 
     def __call__(self, *inputs: Any) -> Evaluation:
         """Runs the program; nothing is recorded for autograd outside."""
         values: list[Any] = [*inputs, *[None] * (self._count - len(inputs))]
         served = self._served.setdefault(signature(inputs), [_Served() for _ in self._segments])
         runs: list[_Run] = []
+        last: Sequence[Sequence[torch.Tensor]] = ()
         for segment, calls in zip(self._segments, served, strict=True):
-            run = _Run.of(segment, calls, [values[slot] for slot in segment.inputs])
+            given = [values[slot] for slot in segment.inputs]
+            if self._sets and segment is self._segments[-1]:
+                run, last = _Run.with_slopes(segment, calls, given, self._sets)
+            else:
+                run = _Run.of(segment, calls, given)
             runs.append(run)
             for slot, value in zip(segment.outputs, run.outputs, strict=True):
                 values[slot] = value.detach() if isinstance(value, torch.Tensor) else value
 
-        def vjp(gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
-            pairs = zip(self._returned, gradients, strict=True)
-            known = {slot: gradient for slot, gradient in pairs if gradient is not None}
-            for run in reversed(runs):
+        def pulled(known: dict[int, torch.Tensor], through: Sequence[_Run]) -> list[torch.Tensor]:
+            for run in reversed(through):
                 run.pull(known)
             leaves = [(slot, values[slot]) for slot in self._active]
             return [known[slot] if slot in known else torch.zeros_like(leaf) for slot, leaf in leaves]
 
-        return Evaluation([values[slot] for slot in self._returned], vjp)
+        def vjp(gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+            pairs = zip(self._returned, gradients, strict=True)
+            return pulled({slot: gradient for slot, gradient in pairs if gradient is not None}, runs)
+
+        reached = [self._segments[-1].inputs[position] for position in self._segments[-1].active]
+        slopes = [pulled(dict(zip(reached, own, strict=True)), runs[:-1]) for own in last]
+        return Evaluation([values[slot] for slot in self._returned], slopes, vjp)
 
 
 @dataclass
@@ -131,6 +176,7 @@ class _Served:
 
     forward: Call | None = None
     vjp: Call | None = None
+    slopes: Call | None = None
 
 
 @dataclass(frozen=True)
@@ -147,10 +193,26 @@ class _Run:
         if segment.kernels is not None:
             served.forward = served.forward or segment.kernels.forward.serving(inputs)
             return _Run(segment, served, inputs, served.forward(*inputs))
+        if segment.convolutions:
+            return _Run(
+                segment, served, inputs, [own.module(inputs[own.source]) for own in segment.convolutions]
+            )
         with torch.enable_grad():
             for position in segment.active:
                 inputs[position] = inputs[position].detach().requires_grad_()
             return _Run(segment, served, inputs, segment.program(*inputs))
+
+    @staticmethod
+    def with_slopes(
+        segment: Segment, served: _Served, inputs: list[Any], sets: int
+    ) -> tuple[_Run, list[Sequence[torch.Tensor]]]:
+        """Runs a segment that is a kernel; returns the slopes of its sets of outputs too."""
+        assert segment.kernels is not None
+        served.slopes = served.slopes or segment.kernels.slopes.serving(inputs)
+        found, each = served.slopes(*inputs), len(segment.active)
+        count = len(found) - sets * each
+        slopes = [found[at : at + each] for at in range(count, len(found), each)]
+        return _Run(segment, served, inputs, found[:count]), slopes
 
     def pull(self, known: dict[int, torch.Tensor]) -> None:
         """Turns the gradients by its outputs into those by its inputs."""
@@ -173,6 +235,8 @@ class _Run:
             values = [*self.inputs, *given]
             self.served.vjp = self.served.vjp or segment.kernels.vjp.serving(values)
             return self.served.vjp(*values)
+        if segment.convolutions:
+            return self._back(known)
         reached = [position for position in moving if self.outputs[position].requires_grad]
         if not reached:
             return [None] * len(segment.active)
@@ -182,6 +246,17 @@ class _Run:
             [known[segment.outputs[position]] for position in reached],
             allow_unused=True,
         )
+
+    def _back(self, known: Mapping[int, torch.Tensor]) -> list[torch.Tensor | None]:
+        """Returns the gradients by the active inputs of convolutions."""
+        segment, found = self.segment, dict[int, torch.Tensor]()
+        for own in segment.convolutions:
+            slot = segment.outputs[own.output]
+            if slot in known:
+                gradient = own.gradient(self.inputs[own.source], known[slot])
+                before = found.get(own.source)
+                found[own.source] = gradient if before is None else before + gradient
+        return [found.get(position) for position in segment.active]
 
 
 class _Observer(fx.Interpreter):
@@ -245,6 +320,7 @@ def _cut(
     nodes: Sequence[fx.Node],
     root: nn.Module,
     active: Sequence[fx.Node],
+    sets: Sequence[Sequence[fx.Node]],
     observed: _Observer,
     slot: Mapping[fx.Node, int],
 ) -> list[Segment]:
@@ -270,9 +346,17 @@ def _cut(
         if node in observed.fused and waiting.issuperset(node.users):
             waiting.add(node)
             levels[node] = last
+    used = sorted(set(levels.values()))
     return [
-        _segment([node for node in levels if levels[node] == level], root, moving, slot, fused=level % 2 == 0)
-        for level in sorted(set(levels.values()))
+        _segment(
+            [node for node in levels if levels[node] == level],
+            root,
+            moving,
+            sets if level == used[-1] else (),
+            slot,
+            fused=level % 2 == 0,
+        )
+        for level in used
     ]
 
 
@@ -280,6 +364,7 @@ def _segment(
     nodes: Sequence[fx.Node],
     root: nn.Module,
     moving: set[fx.Node],
+    sets: Sequence[Sequence[fx.Node]],
     slot: Mapping[fx.Node, int],
     *,
     fused: bool,
@@ -290,11 +375,42 @@ def _segment(
     active = tuple(position for position, node in enumerate(inputs) if node in moving)
     carried = tuple(position for position, node in enumerate(outputs) if node in moving)
     program = renamed(nodes, inputs, outputs, root)
+    wanted = [[outputs.index(node) for node in nodes if node in own] for nodes in sets]
     return Segment(
         program,
-        Kernels.of(program, active, carried) if fused else None,
+        Kernels.of(program, active, carried, wanted) if fused else None,
+        () if fused else _convolutions(nodes, inputs, outputs, root),
         tuple(slot[node] for node in inputs),
         tuple(slot[node] for node in outputs),
         active,
         carried,
     )
+
+
+def _convolutions(
+    nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node], root: nn.Module
+) -> tuple[_Convolution, ...]:
+    """Returns nodes that are all convolutions of what comes from outside; nothing where one is not."""
+    found: list[_Convolution] = []
+    for node in outputs:
+        source = only_input(node)
+        module = root.get_submodule(cast(str, node.target)) if node.op == "call_module" else None
+        gradient = None if module is None else _input_gradient(module)
+        if module is None or gradient is None or source not in inputs:
+            return ()
+        found.append(_Convolution(module, gradient, inputs.index(source), len(found)))
+    return tuple(found) if len(found) == len(nodes) else ()
+
+
+def _input_gradient(module: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    if isinstance(module, FoldedNorm):
+        return module.input_gradient if isinstance(module.apply_kernel, Convolution) else None
+    convolution = module_apply(module)
+    if not isinstance(convolution, Convolution):
+        return None
+
+    def gradient(x: torch.Tensor, by_output: torch.Tensor) -> torch.Tensor:
+        kernel, dtype = cast("torch.Tensor", module.weight), by_output.dtype
+        return convolution.input_gradient(x.to(dtype), kernel.detach().to(dtype), by_output)
+
+    return gradient

@@ -39,6 +39,7 @@ class ThetaOptimizer(ABC):
         self.lr = lr
         self._absolute = absolute
         self._waiting: dict[str, Theta] = {}
+        self._numbers_waiting = 0
         size = sum(theta.value.numel() for theta in thetas)
         self._most_waiting = max(size // _GRADIENT_SHARES, _FEW_GRADIENTS)
 
@@ -47,7 +48,8 @@ class ThetaOptimizer(ABC):
         for parameter, gradient in gradients.items():
             thetas[parameter].set_gradient(gradient)
             self._waiting[thetas[parameter].key] = thetas[parameter]
-        if sum(theta.value.numel() for theta in self._waiting.values()) > self._most_waiting:
+            self._numbers_waiting += gradient.numel()
+        if self._numbers_waiting > self._most_waiting:
             self.move()
 
     def move(self) -> None:
@@ -61,6 +63,7 @@ class ThetaOptimizer(ABC):
         for theta in self._waiting.values():
             theta.value.grad = None
         self._waiting = {}
+        self._numbers_waiting = 0
 
     @abstractmethod
     def moments(self, theta: Theta) -> Mapping[str, torch.Size]:

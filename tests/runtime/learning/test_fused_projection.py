@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch.nn import functional
 import morphir
 from morphir.runtime.learning import compilation, kernels
 from morphir.runtime.learning.compilation import Compiled
+from morphir.runtime.learning.fused_projection import FusedProjection
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a compiler"
@@ -185,6 +187,10 @@ def test_a_growth_run_does_the_same(tmp_path: Path) -> None:
     assert grown[True].history and str(grown[True].history) == str(grown[False].history)
 
 
+def _compiler_that_yields(call: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., SimpleNamespace]:
+    return lambda *_, **__: SimpleNamespace(current_callable=lambda given: [call(*given)])
+
+
 def _same(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return (x * 1.0,)
 
@@ -194,13 +200,13 @@ def _same(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def test_a_kernel_that_computes_something_else_is_refused(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, wrong: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    monkeypatch.setattr(compilation, "standalone_compile", lambda *_, **__: lambda x: [wrong(x)])
+    monkeypatch.setattr(compilation, "compile_fx_inner", _compiler_that_yields(wrong))
     with pytest.raises(morphir.MorphirError, match="computes something else"):
         Compiled(_same).serving([torch.randn(5, 5, dtype=dtype)], _same)
 
 
 def test_what_is_not_finite_uncompiled_may_be_so_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "standalone_compile", lambda *_, **__: lambda x: [x * 1.0])
+    monkeypatch.setattr(compilation, "compile_fx_inner", _compiler_that_yields(lambda x: x * 1.0))
     values = torch.tensor([1.0, float("nan"), float("inf")])
     (found,) = Compiled(_same).serving([values], _same)(values)
     assert torch.equal(found.isfinite(), torch.tensor([True, False, False]))
@@ -234,12 +240,13 @@ def _stacked(x: torch.Tensor) -> torch.Tensor:
     return torch.stack(x.chunk(2, 2), 3).flatten(2)
 
 
-def _learned(model: nn.Module, steps: int = 2) -> list[morphir.Learner]:
+def _learned(model: nn.Module, steps: int = 2, curvature: str = "auto") -> list[morphir.Learner]:
     torch.manual_seed(0)
     model = model.double()
     graph = morphir.trace(model, _batch(2, 4)[0])
     loss = nn.CrossEntropyLoss(reduction="none")
-    learners = [morphir.Learner(graph, loss, compile=compile) for compile in (False, True)]
+    options: Any = {"learn_curvature": curvature, "score_curvature": curvature}
+    learners = [morphir.Learner(graph, loss, compile=compile, **options) for compile in (False, True)]
     for _ in range(steps):
         batch = _batch(3, 4)
         for learner in learners:
@@ -255,6 +262,46 @@ def test_operators_that_yield_several_tensors_or_none_to_differentiate(
     learners = _learned(_Region(region))
     assert any(float(value.abs().max()) > 0 for value in _gradients(learners[0]))
     _assert_same(*learners)
+
+
+class _Swapped(nn.Module):
+    """Two producers of one space with their channels in another order; maybe a convolution behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 1)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.head = nn.Conv2d(6, CLASSES, 1)
+        self.after = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        other = self.other(x)
+        h = functional.relu(self.one(x) + torch.cat((other[:, 3:], other[:, :3]), 1))
+        return self.head(functional.relu(self.depthwise(h)) if self.after else h).mean((2, 3))
+
+
+@needs_compiler
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("curvature", ["batch", "mixed"])
+def test_channels_in_another_order_than_their_groups(
+    monkeypatch: pytest.MonkeyPatch, curvature: str, after: bool
+) -> None:
+    scaled: list[int] = []
+
+    class Watched(FusedProjection):
+        def _scaled(self, *arguments: Any) -> Any:
+            scaled.append(len(arguments[1]))
+            return super()._scaled(*arguments)
+
+    monkeypatch.setattr("morphir.runtime.learning.learner.FusedProjection", Watched)
+    model = _Swapped()
+    model.after = after
+    learners = _learned(model, curvature=curvature)
+    assert any(float(value.abs().max()) > 0 for value in _gradients(learners[0]))
+    _assert_same(*learners)
+    # The gradients of q, and of q~; behind a convolution those of both would have to go through it.
+    expected = {("batch", False): {1}, ("batch", True): {1}, ("mixed", False): {2}, ("mixed", True): set()}
+    assert set(scaled) == expected[curvature, after]
 
 
 def _gradients(learner: morphir.Learner) -> list[torch.Tensor]:
@@ -356,7 +403,7 @@ def test_without_a_compiler_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no g++")
 
-    monkeypatch.setattr(compilation, "standalone_compile", fail)
+    monkeypatch.setattr(compilation, "compile_fx_inner", fail)
     monkeypatch.setattr(kernels, "_SHARED", {})
     graph, (_, compiled) = _pair()
     before = {key: value.clone() for key, value in graph.state_dict().items()}

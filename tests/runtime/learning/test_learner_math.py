@@ -14,13 +14,12 @@ from torch.nn import functional
 from morphir.analysis.tracing import trace
 from morphir.ir.graph import Graph
 from morphir.morphisms.split import Split
-from morphir.runtime.learning import estimate
 from morphir.runtime.learning.curvature import CURVATURES, BatchLosses
 from morphir.runtime.learning.estimate import SplitEstimate, estimate_splits
 from morphir.runtime.learning.learner import Learner, frozen
 from morphir.runtime.learning.lowering import SpaceProgram
 from morphir.runtime.learning.model_pass import Pass, run_backward, run_forward
-from morphir.runtime.learning.projection import edge_values, estimate_prunes
+from morphir.runtime.learning.projection import PlainProjection, edge_values, estimate_prunes
 from morphir.runtime.learning.theta import group_kernels
 from morphir.seeds import resolve
 from passes.transform import transform
@@ -234,7 +233,7 @@ def _estimates(
 def test_projection_and_theta_gradient_against_autograd(
     graph: Graph, curvature: str, slice_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "_SLICE_BYTES", {"cpu": slice_bytes})
+    monkeypatch.setattr(PlainProjection, "cpu_slice_bytes", slice_bytes)
     images, labels = _batch()
     learner = Learner(graph, _loss, init_scale=0.5, seed=3)
     assert not learner.refused

@@ -48,12 +48,17 @@ class FoldedNorm(nn.Module):
     def refresh(self) -> None:
         """Folds again, since the parameters or the running statistics may have been written to."""
         linear, norm = self.parts
-        scale = torch.rsqrt(norm.running_var + norm.eps)
-        scale = scale if norm.weight is None else scale * norm.weight
-        mean = norm.running_mean if linear.bias is None else norm.running_mean - linear.bias
-        bias = -mean * scale if norm.bias is None else torch.addcmul(norm.bias, mean, scale, value=-1)
+        # The norm's own tables: at every step, for every norm, a module's look-up of a name costs more.
+        held = cast("dict[str, Any]", vars(norm))
+        affine, statistics = held["_parameters"], held["_buffers"]
+        gamma, beta, mean = affine["weight"], affine["bias"], statistics["running_mean"]
+        scale = torch.rsqrt(statistics["running_var"] + norm.eps)
+        scale = scale if gamma is None else scale * gamma
+        kernel, offset = linear.weight, linear.bias
+        mean = mean if offset is None else mean - offset
+        bias = -mean * scale if beta is None else torch.addcmul(beta, mean, scale, value=-1)
         scale = scale.view(self.scale_shape)
-        weight = linear.weight * scale if self.scales_kernel else linear.weight.detach()
+        weight = kernel * scale if self.scales_kernel else kernel.detach()
         # Plain attributes: a module would look at each whether it is a parameter, at every step.
         self.__dict__.update(bias=bias, scale=scale, weight=weight)
 

@@ -8,7 +8,7 @@ one for theta's gradient.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -171,11 +171,11 @@ class Learner:
                 does not fit the model or the loss, if loss and curvature do not fit, or if the loss is the
                 batch's sum.
         """
-        self._check_current()
+        tensors = self._check_current()
         args, kwargs = split_inputs(inputs)
         values = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
         projections: dict[str, list[Projection]] = {}
-        with frozen(self.graph), torch.no_grad():
+        with frozen(self.graph, tensors), torch.no_grad():
             forward = run_forward(self.lowered, values, targets, self.loss)
             if not self._steps:
                 check_is_mean(self.loss, detached(forward.outputs), targets, forward.loss)
@@ -329,7 +329,8 @@ class Learner:
     def _all_thetas(self) -> list[Theta]:
         return [theta for own in self._thetas.values() for theta in own.values()]
 
-    def _check_current(self) -> None:
+    def _check_current(self) -> list[torch.Tensor]:
+        """Returns the graph's parameters and buffers."""
         tensors = _tensors(self.graph)
         same = len(tensors) == len(self._state) and all(map(operator.is_, tensors, self._state))
         if not same or len(self.graph.history) != self._history:
@@ -337,6 +338,7 @@ class Learner:
                 "the graph was rewritten or moved since this learner was made",
                 hint="make a new Learner(graph, loss) after transform(...) and graph.to(...)",
             )
+        return tensors
 
     def _check_loadable(self, state: Mapping[str, torch.Tensor | float]) -> None:
         required = {f"theta/{theta.key}": theta.value.shape for theta in self._all_thetas()}
@@ -358,11 +360,16 @@ class Learner:
 
 
 @contextmanager
-def frozen(graph: nn.Module) -> Generator[None]:
-    """Evaluation mode and no parameter that requires grad; afterwards everything is as it was."""
-    modules = modules_within(graph)
-    training = [module for module in modules if module.training]
-    trainable = [tensor for module in modules for tensor in held_tensors(module) if tensor.requires_grad]
+def frozen(graph: nn.Module, tensors: Sequence[torch.Tensor] | None = None) -> Generator[None]:
+    """Evaluation mode and no parameter that requires grad; afterwards everything is as it was.
+
+    Args:
+        graph: The network.
+        tensors: Its parameters and buffers, if they are at hand.
+    """
+    training = [module for module in modules_within(graph) if module.training]
+    tensors = _tensors(graph) if tensors is None else tensors
+    trainable = [tensor for tensor in tensors if tensor.requires_grad]
     try:
         for module in training:
             vars(module)["training"] = False
@@ -382,7 +389,7 @@ def _projection(split: SplitProgram, *, compile: bool) -> Project:
     return FusedProjection(split.region, [producer.groups for producer in split.producers])
 
 
-def _tensors(graph: Graph) -> list[torch.Tensor]:
+def _tensors(graph: nn.Module) -> list[torch.Tensor]:
     """Returns what tells, with the history, whether the program still is the one that was lowered."""
     return [tensor for module in modules_within(graph) for tensor in held_tensors(module)]
 

@@ -85,12 +85,12 @@ class FusedProjection:
     ) -> Sequence[torch.Tensor]:
         """Writes the sum of slope times gradient, of q and q~, into the deltas."""
         for position, (owner, delta) in enumerate(zip(self._owners, deltas, strict=True)):
-            for own, slope in zip(gradients, slopes, strict=False):
-                factor = owner.along(slope, delta) if isinstance(slope, torch.Tensor) else slope
-                if own is gradients[0]:
-                    torch.mul(own[position], cast("Any", factor), out=delta)
+            for number, (own, slope) in enumerate(zip(gradients, slopes, strict=False)):
+                factor: Any = owner.along(slope, delta) if isinstance(slope, torch.Tensor) else slope
+                if number == 0:
+                    torch.mul(own[position], factor, out=delta)
                 elif factor is not None:
-                    delta.addcmul_(own[position], cast("Any", factor))
+                    delta.addcmul_(own[position], factor)
         return deltas
 
     def _run(self, values: RegionValues, edges: Sequence[EdgeValue]) -> Evaluation | None:

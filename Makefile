@@ -20,7 +20,7 @@ help: ## show this list
 setup: $(STAMP) ## create .venv and install MorphIR into it
 
 demo: $(STAMP) ## grow a small VGG-19 on digits and export it to runs/demo
-	$(BIN)/morphir grow --model vgg19 --width 8 --data digits --preset demo --out runs/demo --force
+	OMP_NUM_THREADS=1 $(BIN)/morphir grow --model vgg19 --width 8 --data digits --preset demo --out runs/demo --force
 
 test: $(STAMP) ## run the tests (TESTS=path picks some)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(TESTS)

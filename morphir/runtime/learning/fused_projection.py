@@ -41,7 +41,7 @@ class FusedProjection:
     """
 
     # Kernels hold little between them, and each call costs time.
-    cpu_slice_bytes = 1 << 22
+    cpu_slice_bytes = 3 << 20
 
     def __init__(self, region: Region, owners: Sequence[GroupIndex | None]) -> None:
         self.region = region

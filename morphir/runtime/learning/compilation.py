@@ -126,7 +126,9 @@ class _Variant:
             with _fake_mode(examples):
                 pure = functionalize(traced)
                 lowered = make_fx(pure, decomposition_table=select_decomp_table())(*examples)
-            compiled = cast("Any", compile_fx_inner(lowered, examples, is_inference=True)).current_callable
+            made = cast("Any", compile_fx_inner(lowered, examples, is_inference=True))
+            # A program that does nothing, as dropout in evaluation mode, has no kernel.
+            compiled: Call = getattr(made, "current_callable", made)
         except Exception as error:  # no compiler, or whatever it cannot do
             raise MorphirError(
                 f"the learner's kernels cannot be compiled: {type(error).__name__}: {error}",

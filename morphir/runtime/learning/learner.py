@@ -372,13 +372,13 @@ def frozen(graph: nn.Module, tensors: Sequence[torch.Tensor] | None = None) -> G
     trainable = [tensor for tensor in tensors if tensor.requires_grad]
     try:
         for module in training:
-            vars(module)["training"] = False
+            module.training = False
         for parameter in trainable:
             parameter.requires_grad_(False)
         yield
     finally:
         for module in training:
-            vars(module)["training"] = True
+            module.training = True
         for parameter in trainable:
             parameter.requires_grad_(True)
 

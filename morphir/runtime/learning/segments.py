@@ -133,7 +133,8 @@ class Segmented:
         in_last = all(slot[node] in last.outputs for nodes in wanted for node in nodes)
         # Each set would have to be pulled through what lies before the last kernel.
         few = len(self._segments) == 1 or len(sets) == 1
-        self._sets = len(sets) if last.kernels is not None and in_last and few else 0
+        possible = last.kernels is not None and last.active and in_last and few
+        self._sets = len(sets) if possible else 0
 
     def __call__(self, *inputs: Any) -> Evaluation:
         """Runs the program; nothing is recorded for autograd outside."""

@@ -68,7 +68,13 @@ class _Evaluation:
             return _Evaluation(leaves, module(*leaves, *externals))
 
     def vjp(self, gradients: MaybeTensors) -> list[torch.Tensor]:
-        pairs = [(out, g) for out, g in zip(self.outputs, gradients, strict=True) if g is not None]
+        pairs = [
+            (out, g)
+            for out, g in zip(self.outputs, gradients, strict=True)
+            if g is not None and out.requires_grad
+        ]
+        if not pairs:
+            return [torch.zeros_like(x) for x in self.inputs]
         outputs, wanted = [out for out, _ in pairs], [g for _, g in pairs]
         found = torch.autograd.grad(outputs, self.inputs, wanted, allow_unused=True)
         reached = cast("Sequence[torch.Tensor | None]", found)

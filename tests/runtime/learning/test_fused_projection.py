@@ -264,6 +264,14 @@ def test_operators_that_yield_several_tensors_or_none_to_differentiate(
     _assert_same(*learners)
 
 
+@needs_compiler
+def test_a_segment_that_does_nothing() -> None:
+    depthwise = [nn.Conv2d(6, 6, 3, padding=1, groups=6) for _ in range(2)]
+    layers = (nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), depthwise[0], nn.Dropout(), depthwise[1])
+    model = nn.Sequential(*layers, nn.Conv2d(6, CLASSES, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    _assert_same(*_learned(model, curvature="batch"))
+
+
 class _Swapped(nn.Module):
     """Two producers of one space with their channels in another order; maybe a convolution behind them."""
 

@@ -30,11 +30,10 @@ def modules_within(module: nn.Module) -> list[nn.Module]:
     return order
 
 
-def held_tensors(module: nn.Module) -> list[torch.Tensor]:
-    """Returns the parameters and buffers that a module owns itself, without names."""
-    held = vars(module)
-    own: tuple[torch.Tensor | None, ...] = (*held["_parameters"].values(), *held["_buffers"].values())
-    return [tensor for tensor in own if tensor is not None]
+def held_tensors(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """Returns the parameters and buffers that modules own themselves, without names."""
+    tables = [vars(module)[kind] for module in modules for kind in ("_parameters", "_buffers")]
+    return [tensor for table in tables for tensor in table.values() if tensor is not None]
 
 
 def named_state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -83,3 +82,26 @@ def evaluation_mode(module: nn.Module) -> Generator[None]:
         yield
     finally:
         restore_modes(module, modes)
+
+
+@contextmanager
+def frozen(modules: Iterable[nn.Module], tensors: Iterable[torch.Tensor]) -> Generator[None]:
+    """Evaluation mode and no tensor that requires grad; afterwards everything is as it was.
+
+    Args:
+        modules: Every module, as :func:`modules_within` returns them.
+        tensors: Their parameters and buffers.
+    """
+    training = [module for module in modules if module.training]
+    trainable = [tensor for tensor in tensors if tensor.requires_grad]
+    try:
+        for module in training:
+            module.training = False
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in trainable:
+            parameter.requires_grad_(True)

@@ -39,7 +39,7 @@ def is_known(outputs: object, targets: object, loss: torch.Tensor) -> bool:
         targets: The batch's targets.
         loss: What the loss function made of them; its graph is kept.
     """
-    if not are_logits(outputs, targets) or not isinstance(outputs, torch.Tensor):
+    if not are_logits(outputs, targets) or not isinstance(outputs, torch.Tensor) or not loss.requires_grad:
         return False
     return _slope(loss, torch.ones_like(loss), outputs).requires_grad
 

@@ -74,8 +74,7 @@ class FoldedNorm(nn.Module):
         assert isinstance(self.apply_kernel, Convolution)
         if not self.scales_kernel:
             gradient = gradient * along_channels(self.scale, gradient)
-        dtype = gradient.dtype
-        return self.apply_kernel.input_gradient(x.to(dtype), self.weight.to(dtype), gradient)
+        return self.apply_kernel.input_gradient(x, self.weight, gradient)
 
 
 def along_channels(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 Per channel and sample, q is a sum over what few values in memory tell. The estimate's slope by q is one
 number for each channel and sample, and channels do not mix, so that the gradient by delta is that slope times
 q's own: one kernel reads y, delta, a and g, and writes sums and q's gradient. What is no elementwise
-operator, such as a depthwise convolution, runs between kernels (:mod:`morphir.runtime.learning.segments`);
+operator, such as a depthwise convolution, runs between kernels (:mod:`morphir.runtime.learning.segmented`);
 there, one kernel writes the sums, and another reads all again for the gradient.
 """
 
@@ -28,7 +28,8 @@ from morphir.runtime.learning.projection import (
     RegionValues,
 )
 from morphir.runtime.learning.region import Region
-from morphir.runtime.learning.segments import Evaluation, NotSegmentedError, Segmented
+from morphir.runtime.learning.segmented import Evaluation, Segmented
+from morphir.runtime.learning.segments import NotSegmentedError
 from morphir.runtime.learning.window_max import fuse_pools
 
 

@@ -8,8 +8,7 @@ one for theta's gradient.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,7 +20,7 @@ from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelSpace
 from morphir.ir.graph import Graph, require_graph
 from morphir.ir.remarks import Remark
-from morphir.ir.state import held_tensors, modules_within
+from morphir.ir.state import frozen, held_tensors, modules_within
 from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
@@ -141,7 +140,7 @@ class Learner:
         programs = {s.name: s.split for s in self.lowered.spaces if s.split is not None}
         self._project = {name: _projection(split, compile=compile) for name, split in programs.items()}
         self._history = len(graph.history)
-        self._state = _tensors(graph)
+        self._state = held_tensors(modules_within(graph))
         self._thetas = initial_thetas(graph, self.lowered.spaces, init_scale, seed)
         self._optimizer = theta_optimizer(optimizer)(self._all_thetas(), lr, absolute=absolute_lr)
         # No values are drawn on the meta device, and it has no generator.
@@ -171,11 +170,11 @@ class Learner:
                 does not fit the model or the loss, if loss and curvature do not fit, or if the loss is the
                 batch's sum.
         """
-        tensors = self._check_current()
+        modules, tensors = self._check_current()
         args, kwargs = split_inputs(inputs)
         values = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
         projections: dict[str, list[Projection]] = {}
-        with frozen(self.graph, tensors), torch.no_grad():
+        with frozen(modules, tensors), torch.no_grad():
             forward = run_forward(self.lowered, values, targets, self.loss)
             if not self._steps:
                 check_is_mean(self.loss, detached(forward.outputs), targets, forward.loss)
@@ -184,9 +183,9 @@ class Learner:
             def work(space: SpaceProgram, run: Pass) -> None:
                 projections[space.name] = self._work(space, run, learn)
 
-            sample = learn.sampled is not None or score.sampled is not None
+            sampled = learn.sampled is not None or score.sampled is not None
             try:
-                run_backward(forward, self.lowered, targets, self._generator, work, sample=sample)
+                run_backward(forward, self.lowered, targets, self._generator, work, sample=sampled)
                 self._optimizer.move()
             except BaseException:
                 self._optimizer.drop()
@@ -329,16 +328,17 @@ class Learner:
     def _all_thetas(self) -> list[Theta]:
         return [theta for own in self._thetas.values() for theta in own.values()]
 
-    def _check_current(self) -> list[torch.Tensor]:
-        """Returns the graph's parameters and buffers."""
-        tensors = _tensors(self.graph)
+    def _check_current(self) -> tuple[list[nn.Module], list[torch.Tensor]]:
+        """Returns the graph's modules, and their parameters and buffers."""
+        modules = modules_within(self.graph)
+        tensors = held_tensors(modules)
         same = len(tensors) == len(self._state) and all(map(operator.is_, tensors, self._state))
         if not same or len(self.graph.history) != self._history:
             raise MorphirError(
                 "the graph was rewritten or moved since this learner was made",
                 hint="make a new Learner(graph, loss) after transform(...) and graph.to(...)",
             )
-        return tensors
+        return modules, tensors
 
     def _check_loadable(self, state: Mapping[str, torch.Tensor | float]) -> None:
         required = {f"theta/{theta.key}": theta.value.shape for theta in self._all_thetas()}
@@ -359,39 +359,10 @@ class Learner:
             )
 
 
-@contextmanager
-def frozen(graph: nn.Module, tensors: Sequence[torch.Tensor] | None = None) -> Generator[None]:
-    """Evaluation mode and no parameter that requires grad; afterwards everything is as it was.
-
-    Args:
-        graph: The network.
-        tensors: Its parameters and buffers, if they are at hand.
-    """
-    training = [module for module in modules_within(graph) if module.training]
-    tensors = _tensors(graph) if tensors is None else tensors
-    trainable = [tensor for tensor in tensors if tensor.requires_grad]
-    try:
-        for module in training:
-            module.training = False
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
 def _projection(split: SplitProgram, *, compile: bool) -> Project:
     if not compile:
         return PlainProjection(split.region)
     return FusedProjection(split.region, [producer.groups for producer in split.producers])
-
-
-def _tensors(graph: nn.Module) -> list[torch.Tensor]:
-    """Returns what tells, with the history, whether the program still is the one that was lowered."""
-    return [tensor for module in modules_within(graph) for tensor in held_tensors(module)]
 
 
 def _columns(space: SpaceProgram) -> range:

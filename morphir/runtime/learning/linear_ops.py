@@ -50,11 +50,11 @@ class Convolution:
         return self._convolve(x, kernel, bias, stride, padding, dilation, self._module.groups)
 
     def input_gradient(self, x: torch.Tensor, kernel: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """Returns the derivative by what is convolved, from the one by the result; all in its dtype."""
+        """Returns the derivative by what is convolved, from the one by the result, in its dtype."""
         return self._backward(x, kernel, gradient, 0)
 
     def kernel_gradient(self, x: torch.Tensor, kernel: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """Returns the derivative by the kernel, from the one by the result; all in its dtype."""
+        """Returns the derivative by the kernel, from the one by the result, in its dtype."""
         return self._backward(x, kernel, gradient, 1)
 
     def _backward(
@@ -62,12 +62,14 @@ class Convolution:
     ) -> torch.Tensor:
         stride, padding, dilation, live = self._geometry(x, kernel)
         used, padding = (kernel, padding) if live is None else (live.of(kernel), live.padding)
+        # As autocast would have had them in the forward pass.
+        x, used = x.to(gradient.dtype), used.detach().to(gradient.dtype)
         zeros, mask = [0] * self._axes, [number == wanted for number in range(3)]
         options = (stride, padding, dilation, False, zeros, self._module.groups, mask)
         found = torch.ops.aten.convolution_backward.default(gradient, x, used, None, *options)[wanted]
         if live is None or wanted == 0:
             return found
-        whole = torch.zeros_like(kernel)
+        whole = torch.zeros_like(kernel, dtype=gradient.dtype)
         live.of(whole).copy_(found)
         return whole
 

@@ -111,14 +111,14 @@ def run_backward(
     run, loss = replace(forward.run, sampled={} if sample else None), forward.loss
     whole = torch.full_like(loss, 1 if loss.dim() else run.samples)
     arrivals = _Arrivals(lowered, run, work)
-    if run.sampled is None:
+    if run.sampled is None or not forward.taps:
         _stream(loss, whole, forward.taps, run.gradients, arrivals)
     else:
         logit_gradient = sampled_logit_gradient(forward.outputs, targets, loss, whole, generator)
         slots, taps = list(forward.taps), list(forward.taps.values())
         found = cast(
             "Sequence[torch.Tensor | None]",
-            torch.autograd.grad(loss, taps, whole, retain_graph=True, allow_unused=True) if taps else (),
+            torch.autograd.grad(loss, taps, whole, retain_graph=True, allow_unused=True),
         )
         run.gradients.update({slot: g for slot, g in zip(slots, found, strict=True) if g is not None})
         _stream(forward.outputs, logit_gradient, forward.taps, run.sampled, arrivals)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,15 @@ import pytest
 import torch
 from torch import fx, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from morphir.analysis.tracing import trace
 from morphir.ir.channels import ChannelSpace
 from morphir.ir.graph import Graph
-from morphir.ir.state import named_state
+from morphir.ir.state import frozen, held_tensors, modules_within, named_state
 from morphir.runtime.learning.curvature import CURVATURES
 from morphir.runtime.learning.estimate import estimate_splits
-from morphir.runtime.learning.learner import Learner, frozen
+from morphir.runtime.learning.learner import Learner
 from morphir.runtime.learning.lowering import SpaceProgram
 from morphir.runtime.learning.model_pass import Pass, run_backward, run_forward
 from morphir.runtime.learning.projection import edge_values, estimate_prunes
@@ -107,7 +109,8 @@ def estimates(learner: Learner, batch: Batch) -> dict[str, tuple[torch.Tensor, t
         splits = estimate_splits(program.split, project, thetas, edges, run, CURVATURES["batch"])
         found[program.name] = (splits.prunes.q, splits.splits.q)
 
-    with frozen(learner.graph), torch.no_grad():
+    modules = modules_within(learner.graph)
+    with frozen(modules, held_tensors(modules)), torch.no_grad():
         forward = run_forward(learner.lowered, [batch[0]], batch[1], cross_entropy)
         run_backward(forward, learner.lowered, batch[1], torch.Generator(), work)
     return found
@@ -282,3 +285,18 @@ def check_scores() -> Callable[..., Checked]:
         return check(graph, (images, labels), **options)
 
     return run
+
+
+class _NoHostReads(TorchDispatchMode):
+    """Fails on the operators that wait for the device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "multinomial"}, name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def no_host_reads() -> AbstractContextManager[Any]:
+    """A context in which whatever waits for the device fails."""
+    return _NoHostReads()

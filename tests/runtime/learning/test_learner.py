@@ -4,6 +4,7 @@ continue."""
 from __future__ import annotations
 
 import itertools
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from morphir.analysis.cost import delta_cost
 from morphir.analysis.tracing import trace
@@ -372,22 +372,15 @@ def test_a_kernel_of_zeros_is_learned() -> None:
     assert (theta.value.detach() != before).all()
 
 
-class _NoHostReads(TorchDispatchMode):
-    """Fails on the operators that wait for the device."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        assert name not in {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "multinomial"}, name
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("curvature", ["batch", "mixed", "auto"])
-def test_a_step_after_the_first_reads_nothing_back(curvature: str) -> None:
+def test_a_step_after_the_first_reads_nothing_back(
+    curvature: str, no_host_reads: AbstractContextManager[Any]
+) -> None:
     graph = _graph()
     learner = Learner(graph, functional.cross_entropy, learn_curvature=curvature, score_curvature=curvature)
     batch = _batch()
     learner.step(*batch)  # sees what the loss is
-    with _NoHostReads():
+    with no_host_reads:
         learner.step(*batch)
         learner.step(*batch)
 
@@ -403,6 +396,31 @@ def test_every_tensor_of_a_step_is_on_the_graphs_device() -> None:
     assert {
         value.device.type for value in state.values() if isinstance(value, torch.Tensor) and value.dim()
     } == {"meta"}
+
+
+class _Scripted(nn.Module):
+    """A scripted dropout between the convolution and the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, CLASSES, 1)
+        self.dropout = torch.jit.script(nn.Sequential(nn.Dropout(0.5)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.dropout(torch.relu(self.conv(x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("curvature", ["auto", "batch", "mixed"])
+def test_scripted_modules_are_evaluated_and_nothing_may_be_learned(curvature: str) -> None:
+    images, labels = _batch()
+    model = _Scripted().double()
+    graph = trace(model, images).train()
+    learner = Learner(graph, _per_sample, learn_curvature=curvature, score_curvature=curvature)
+    result = learner.step(images, labels)
+    assert all(module.training for module in graph.modules())
+    torch.testing.assert_close(result.outputs, model.eval()(images))
+    torch.testing.assert_close(result.loss, _per_sample(model(images), labels).mean())
+    assert learner.scores() == []
 
 
 def test_autocast_and_channels_last() -> None:

@@ -13,10 +13,11 @@ from torch.nn import functional
 
 from morphir.analysis.tracing import trace
 from morphir.ir.graph import Graph
+from morphir.ir.state import frozen, held_tensors, modules_within
 from morphir.morphisms.split import Split
 from morphir.runtime.learning.curvature import CURVATURES, BatchLosses
 from morphir.runtime.learning.estimate import SplitEstimate, estimate_splits
-from morphir.runtime.learning.learner import Learner, frozen
+from morphir.runtime.learning.learner import Learner
 from morphir.runtime.learning.lowering import SpaceProgram
 from morphir.runtime.learning.model_pass import Pass, run_backward, run_forward
 from morphir.runtime.learning.projection import PlainProjection, edge_values, estimate_prunes
@@ -221,7 +222,8 @@ def _estimates(
         prunes = estimate_prunes(edges, run.samples, sampled=False) if splits is None else splits.prunes
         found[program.name] = (prunes.q, splits)
 
-    with frozen(learner.graph), torch.no_grad():
+    modules = modules_within(learner.graph)
+    with frozen(modules, held_tensors(modules)), torch.no_grad():
         forward = run_forward(learner.lowered, [batch[0]], batch[1], _loss)
         run_backward(forward, learner.lowered, batch[1], torch.Generator(), work)
     return found

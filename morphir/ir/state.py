@@ -95,13 +95,21 @@ def frozen(modules: Iterable[nn.Module], tensors: Iterable[torch.Tensor]) -> Gen
     training = [module for module in modules if module.training]
     trainable = [tensor for tensor in tensors if tensor.requires_grad]
     try:
-        for module in training:
-            module.training = False
+        _set_training(training, mode=False)
         for parameter in trainable:
             parameter.requires_grad_(False)
         yield
     finally:
-        for module in training:
-            module.training = True
+        _set_training(training, mode=True)
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+def _set_training(modules: Iterable[nn.Module], *, mode: bool) -> None:
+    for module in modules:
+        held = vars(module)
+        # A plain flag needs no look-up among parameters and submodules; scripted modules keep theirs in C++.
+        if "training" in held:
+            held["training"] = mode
+        else:
+            module.training = mode

@@ -90,14 +90,16 @@ class Curvature:
             change = change + self.sampled * sampled_q.square()
         return change
 
-    def slope(self, q: torch.Tensor, losses: BatchLosses) -> torch.Tensor | float:
-        """Returns the estimate's derivative by q, ``[S, groups]`` or the number 1."""
-        return 1.0 if self.own is None else 1.0 + 2.0 * self.own(losses) * q
+    def slope(self, q: torch.Tensor, losses: BatchLosses, samples: int) -> torch.Tensor | float:
+        """Returns the derivative of the mean estimate, of S samples, by q: ``[S, groups]`` or a number."""
+        if self.own is None:
+            return 1.0 / samples
+        return (q * (self.own(losses) * (2.0 / samples))).add_(1.0 / samples)
 
-    def sampled_slope(self, sampled_q: torch.Tensor) -> torch.Tensor:
-        """Returns the estimate's derivative by q~, ``[S, groups]``, of a term that has q~^2."""
+    def sampled_slope(self, sampled_q: torch.Tensor, samples: int) -> torch.Tensor:
+        """Returns the derivative of the mean estimate by q~, ``[S, groups]``, of a term that has q~^2."""
         assert self.sampled is not None
-        return 2.0 * self.sampled * sampled_q
+        return sampled_q * (self.sampled * (2.0 / samples))
 
 
 def _batch(losses: BatchLosses) -> torch.Tensor:

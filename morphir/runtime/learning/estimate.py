@@ -18,6 +18,7 @@ from morphir.runtime.learning.curvature import BatchLosses, Curvature
 from morphir.runtime.learning.folded_norm import along_channels
 from morphir.runtime.learning.lowering import ProducerProgram, SplitProgram
 from morphir.runtime.learning.model_pass import Pass
+from morphir.runtime.learning.precision import in_dtype
 from morphir.runtime.learning.projection import EdgeValue, Project, Projection, RegionValues
 from morphir.runtime.learning.region import Region
 from morphir.runtime.learning.selection import take
@@ -109,10 +110,10 @@ def _slopes(
     curvature: Curvature, splits: Projection, losses: BatchLosses, samples: int
 ) -> tuple[torch.Tensor | float, torch.Tensor | None]:
     """Returns the derivatives of the mean of the splits' summed estimates by q and q~."""
-    slope = curvature.slope(splits.q, losses) / samples
+    slope = curvature.slope(splits.q, losses, samples)
     if curvature.sampled is None or splits.sampled is None:
         return slope, None
-    return slope, curvature.sampled_slope(splits.sampled) / samples
+    return slope, curvature.sampled_slope(splits.sampled, samples)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class _Delta:
         partial = producer.rows is None and producer.part
 
         def change(theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            kernel = (theta * scale if scale is not None and scales_kernel else theta).to(dtype)
+            kernel = in_dtype(theta * scale if scale is not None and scales_kernel else theta, dtype)
             delta = producer.op.apply(kernel, *values)
             if scale is not None and not scales_kernel:
                 delta = delta * along_channels(scale, delta)
@@ -154,7 +155,7 @@ class _Delta:
         def pull(gradient: torch.Tensor) -> torch.Tensor:
             if scale is not None and not scales_kernel:
                 gradient = gradient * along_channels(scale, gradient)
-            found = by_kernel(kernel, gradient, *values).to(theta.dtype)
+            found = in_dtype(by_kernel(kernel, gradient, *values), theta.dtype)
             return found * scale if scale is not None and scales_kernel else found
 
         return _Delta(delta, pull)
@@ -165,4 +166,4 @@ def _own_rows(producer: ProducerProgram, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _in_precision(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    return in_dtype(value, dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value

@@ -49,6 +49,7 @@ class FusedProjection:
         self._owners = [owner for owner in owners if owner is not None]
         self._all_owned = len(self._owners) == len(owners)
         self._plain = PlainProjection(region)
+        self._attributes = _attributes(region)
         self._programs: dict[Hashable, Segmented | None] = {}
 
     def __call__(self, values: RegionValues) -> Projected:
@@ -100,7 +101,7 @@ class FusedProjection:
             *values.ys,
             *values.deltas,
             *values.externals,
-            *(attribute(module, name) for name in _attributes(self.region)),
+            *(attribute(module, name) for name in self._attributes),
             *(edge.a for edge in edges),
             *(edge.g for edge in edges),
         ]

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from morphir.runtime.learning.axes import along_axes
 from morphir.runtime.learning.live_taps import LiveTaps, live_taps
+from morphir.runtime.learning.precision import in_dtype
 
 Apply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """``apply(x, kernel, bias)``."""
@@ -63,7 +64,7 @@ class Convolution:
         stride, padding, dilation, live = self._geometry(x, kernel)
         used, padding = (kernel, padding) if live is None else (live.of(kernel), live.padding)
         # As autocast would have had them in the forward pass.
-        x, used = x.to(gradient.dtype), used.detach().to(gradient.dtype)
+        x, used = in_dtype(x, gradient.dtype), in_dtype(used.detach(), gradient.dtype)
         zeros, mask = [0] * self._axes, [number == wanted for number in range(3)]
         options = (stride, padding, dilation, False, zeros, self._module.groups, mask)
         found = torch.ops.aten.convolution_backward.default(gradient, x, used, None, *options)[wanted]
@@ -80,8 +81,12 @@ class Convolution:
         stride, padding = along_axes(module.stride, axes), along_axes(module.padding, axes)
         dilation = along_axes(module.dilation, axes)
         # As PyTorch does, from the kernel itself, whatever the module says of its size.
-        live = live_taps(tuple(x.shape[-axes:]), tuple(kernel.shape[2:]), stride, padding, dilation)
-        return stride, padding, dilation, live
+        return (
+            stride,
+            padding,
+            dilation,
+            live_taps(x.shape[-axes:], kernel.shape[2:], stride, padding, dilation),
+        )
 
 
 def _convolution(module: Any) -> Apply:

@@ -129,7 +129,7 @@ def detached(values: Any) -> Any:
     """Detaches every tensor of a structure."""
 
     def detach(leaf: Any) -> Any:
-        return leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
+        return leaf.detach() if isinstance(leaf, torch.Tensor) and leaf.requires_grad else leaf
 
     return detach(values) if isinstance(values, torch.Tensor) else pytree.tree_map(detach, values)
 

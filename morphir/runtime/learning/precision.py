@@ -17,3 +17,8 @@ def autocast_dtype(kind: str) -> torch.dtype | None:
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
+
+
+def in_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Returns a tensor in a dtype; itself where it is so already, for what runs at every step."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)

@@ -85,7 +85,8 @@ class Segmented:
                 run = _Run.of(segment, calls, given)
             runs.append(run)
             for slot, value in zip(segment.outputs, run.outputs, strict=True):
-                values[slot] = value.detach() if isinstance(value, torch.Tensor) else value
+                recorded = isinstance(value, torch.Tensor) and value.requires_grad
+                values[slot] = value.detach() if recorded else value
 
         def pulled(known: dict[int, torch.Tensor], through: Sequence[_Run]) -> list[torch.Tensor]:
             for run in reversed(through):

@@ -30,13 +30,13 @@ def test_estimate_and_slopes(name: str) -> None:
     term, losses = CURVATURES[name], BatchLosses(LOSSES.mean(), LOSSES)
     expected = _formula(name, q, tilde)
     torch.testing.assert_close(term.estimate(q, tilde, losses), expected, rtol=1e-12, atol=0)
-    by_q, by_tilde = torch.autograd.grad(expected.sum(), (q, tilde), materialize_grads=True)
-    slope = torch.as_tensor(term.slope(q.detach(), losses), dtype=torch.float64).expand(3, 4)
+    by_q, by_tilde = torch.autograd.grad(expected.mean(0).sum(), (q, tilde), materialize_grads=True)
+    slope = torch.as_tensor(term.slope(q.detach(), losses, 3), dtype=torch.float64).expand(3, 4)
     torch.testing.assert_close(slope, by_q, rtol=1e-12, atol=0)
     if term.sampled is None:
         assert not by_tilde.any()
     else:
-        torch.testing.assert_close(term.sampled_slope(tilde.detach()), by_tilde, rtol=1e-12, atol=0)
+        torch.testing.assert_close(term.sampled_slope(tilde.detach(), 3), by_tilde, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("layers", [10, torch.tensor([0, 1, 10, 50])])
@@ -51,5 +51,5 @@ def test_layers_above_leave_less_of_the_shrunk_term_and_all_of_the_others(layers
             found.estimate(q, tilde, losses), _formula(name, q, shrunk), rtol=1e-6, atol=1e-6
         )
         if found.sampled is not None and term.sampled is not None:
-            expected = 2 * term.sampled * shrunk**2
-            torch.testing.assert_close(found.sampled_slope(tilde) * tilde, expected, rtol=1e-6, atol=1e-6)
+            expected = 2 * term.sampled * shrunk**2 / 3
+            torch.testing.assert_close(found.sampled_slope(tilde, 3) * tilde, expected, rtol=1e-6, atol=1e-6)

@@ -30,6 +30,13 @@ from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, reso
 from morphir.runtime.learning.estimate import estimate_splits
 from morphir.runtime.learning.fisher import is_known
 from morphir.runtime.learning.fused_projection import FusedProjection
+from morphir.runtime.learning.learner_state import (
+    State,
+    check_fits,
+    load_theta_state,
+    tensor_of,
+    theta_state,
+)
 from morphir.runtime.learning.loss_check import Loss, check_is_mean
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram, SplitProgram, lower
 from morphir.runtime.learning.model_pass import Forward, Pass, detached, run_backward, run_forward
@@ -41,6 +48,7 @@ from morphir.runtime.learning.projection import (
     edge_values,
     estimate_prunes,
 )
+from morphir.runtime.learning.score_average import ScoreAverage
 from morphir.runtime.learning.theta import Theta, group_kernels, initial_thetas
 from morphir.runtime.learning.theta_optimizer import theta_optimizer
 
@@ -146,15 +154,9 @@ class Learner:
         # No values are drawn on the meta device, and it has no generator.
         meta = graph.device.type == "meta"
         self._generator = None if meta else torch.Generator(graph.device).manual_seed(seed + 1)
-        width = sum(len(_columns(space)) for space in self.lowered.spaces)
         double = any(theta.value.dtype == torch.float64 for theta in self._all_thetas())
         dtype = torch.float64 if double else torch.float32
-        self._average = torch.zeros(width, dtype=dtype, device=graph.device)
-        above = [space.layers_above for space in self.lowered.spaces for _ in _columns(space)]
-        self._layers_above = torch.tensor(above, dtype=dtype, device=graph.device)
-        self._weight = 0.0
-        self._steps = 0
-        self._bad_step = torch.zeros((), dtype=torch.int64, device=graph.device)
+        self._average = ScoreAverage(self.lowered.spaces, dtype, graph.device)
 
     def step(self, inputs: ExampleArgument, targets: Any) -> StepResult:
         """Learns from one batch; only the first step waits for the device.
@@ -176,7 +178,7 @@ class Learner:
         projections: dict[str, list[Projection]] = {}
         with frozen(modules, tensors), torch.no_grad():
             forward = run_forward(self.lowered, values, targets, self.loss)
-            if not self._steps:
+            if not self._average.steps:
                 check_is_mean(self.loss, detached(forward.outputs), targets, forward.loss)
             learn, score = self._curvatures(forward, targets)
 
@@ -191,7 +193,7 @@ class Learner:
                 self._optimizer.drop()
                 raise
             ordered = [projection for space in self.lowered.spaces for projection in projections[space.name]]
-            self._record(ordered, forward.run, score)
+            self._average.add(ordered, forward.run.losses, score, self.ema)
         return StepResult(forward.run.losses.mean, detached(forward.outputs))
 
     def scores(self) -> list[Score]:
@@ -202,11 +204,11 @@ class Learner:
         """
         self._check_current()
         self.check_finite()
-        if not self._steps:
+        if not self._average.steps:
             raise MorphirError(
                 "the learner has made no step yet", hint="call learner.step(inputs, targets) first"
             )
-        estimates = iter(cast("list[float]", cast("Any", self._average / self._weight).tolist()))
+        estimates = iter(self._average.values())
         scores: list[Score] = []
         for program in self.lowered.spaces:
             space = self.graph.space(program.name)
@@ -237,7 +239,7 @@ class Learner:
 
     def check_finite(self) -> None:
         """Raises :class:`MorphirError` if a loss so far was not finite; waits for the device."""
-        step = int(self._bad_step)
+        step = self._average.first_bad_step()
         if step:
             raise MorphirError(
                 f"the loss of learning step {step} was not finite",
@@ -246,35 +248,23 @@ class Learner:
 
     def state_dict(self) -> dict[str, torch.Tensor | float]:
         """Returns all that a bit-identical continuation needs: tensors and plain numbers under flat names."""
-        state: dict[str, torch.Tensor | float] = {"steps": self._steps, "weight": self._weight}
-        state |= {"average": self._average.clone(), "bad_step": self._bad_step.clone()}
+        state = self._average.state_dict() | theta_state(self._all_thetas(), self._optimizer)
         if self._generator is not None:
             state["generator"] = self._generator.get_state()
-        for theta in self._all_thetas():
-            state[f"theta/{theta.key}"] = theta.value.detach().clone()
-            for name, value in self._optimizer.state(theta).items():
-                state[f"adam/{name}/{theta.key}"] = value.clone()
         return state
 
-    def load_state_dict(self, state: Mapping[str, torch.Tensor | float]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continues from :meth:`state_dict` of a learner with the same options on the same graph.
 
         Raises:
             MorphirError: if the state is of another graph or optimizer of theta; nothing is changed then.
         """
-        self._check_loadable(state)
-        self._steps, self._weight = int(state["steps"]), float(state["weight"])
-        self._average.copy_(_tensor(state, "average"))
-        self._bad_step.copy_(_tensor(state, "bad_step"))
+        thetas = self._all_thetas()
+        check_fits(state, self._average.shapes(), thetas, self._optimizer)
+        self._average.load_state_dict(state)
         if self._generator is not None and "generator" in state:
-            self._generator.set_state(_tensor(state, "generator").cpu())
-        for theta in self._all_thetas():
-            with torch.no_grad():
-                theta.value.copy_(_tensor(state, f"theta/{theta.key}"))
-                found = {
-                    name: f"adam/{name}/{theta.key}" for name in ("step", *self._optimizer.moments(theta))
-                }
-                self._optimizer.load(theta, {n: _tensor(state, k) for n, k in found.items() if k in state})
+            self._generator.set_state(tensor_of(state, "generator").cpu())
+        load_theta_state(thetas, self._optimizer, state)
 
     def _curvatures(self, forward: Forward, targets: Any) -> tuple[Curvature, Curvature]:
         """Returns what to learn with, and what to score with."""
@@ -304,20 +294,6 @@ class Learner:
         self._optimizer.take(self._thetas[space.name], estimate.gradients)
         return [estimate.prunes, estimate.splits]
 
-    def _record(self, projections: list[Projection], run: Pass, score: Curvature) -> None:
-        """Moves the averages towards this batch's estimates; the weight is what corrects their bias."""
-        self._steps += 1
-        finite = torch.isfinite(run.losses.mean)
-        first = ~finite & (self._bad_step == 0)
-        self._bad_step.masked_fill_(first, self._steps)
-        self._weight += self.ema * (1.0 - self._weight)
-        if projections:
-            q = torch.cat([projection.q for projection in projections], dim=1)
-            sampled = [p.sampled for p in projections if p.sampled is not None]
-            tilde = torch.cat(sampled, dim=1) if sampled else None
-            change = score.below(self._layers_above).estimate(q, tilde, run.losses)
-            self._average.lerp_(change.mean(0).to(self._average.dtype), self.ema)
-
     def _split(self, space: ChannelSpace, index: int) -> Split:
         return Split(space.name, index, group_kernels(self._thetas[space.name], index))
 
@@ -340,24 +316,6 @@ class Learner:
             )
         return modules, tensors
 
-    def _check_loadable(self, state: Mapping[str, torch.Tensor | float]) -> None:
-        required = {f"theta/{theta.key}": theta.value.shape for theta in self._all_thetas()}
-        required |= {"average": self._average.shape, "bad_step": self._bad_step.shape}
-        for theta in self._all_thetas():
-            # Before its first move a theta has no moments; else it has all of them.
-            own = {f"adam/{name}/{theta.key}": s for name, s in self._optimizer.moments(theta).items()}
-            own[f"adam/step/{theta.key}"] = torch.Size()
-            required |= own if any(key in state for key in own) else {}
-        given = {key: value.shape for key, value in state.items() if isinstance(value, torch.Tensor)}
-        known = [key for key in given if key in required or key.startswith("theta/")]
-        wrong = {key for key in {*required, *known} if required.get(key) != given.get(key)}
-        wrong |= {key for key in ("steps", "weight") if key not in state}
-        if wrong:
-            raise MorphirError(
-                f"this learner state is of another graph or optimizer of theta: {', '.join(sorted(wrong))}",
-                hint="load it into a learner like the one that it was saved from",
-            )
-
 
 def _projection(split: SplitProgram, *, compile: bool) -> Project:
     if not compile:
@@ -365,14 +323,5 @@ def _projection(split: SplitProgram, *, compile: bool) -> Project:
     return FusedProjection(split.region, [producer.groups for producer in split.producers])
 
 
-def _columns(space: SpaceProgram) -> range:
-    """Returns the columns of a space's estimates: its prunes, and its splits where it has any."""
-    return range(space.width * (1 + (space.split is not None)))
-
-
 def _may(space: ChannelSpace, index: int, kind: type[Morphism]) -> bool:
     return space.verdict(index).kind in kind.allowed
-
-
-def _tensor(state: Mapping[str, torch.Tensor | float], key: str) -> torch.Tensor:
-    return cast("torch.Tensor", state[key])

@@ -54,7 +54,7 @@ def _is_pure(graph: Graph, node: fx.Node) -> bool:
         node.op in {"placeholder", "output"}
         or is_guard(node)
         or is_wrapped(node)
-        or "out" in node.kwargs
+        or node.kwargs.get("out") is not None
         or node.kwargs.get("inplace") is True
     ):
         return False

@@ -10,12 +10,45 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from morphir.errors import MorphirError
+
 
 def submodules(module: nn.Module, *, every_name: bool = False) -> list[tuple[str, nn.Module]]:
     """Returns every module with its path, once or under every name; ``""`` is ``module`` itself."""
     return list(
         cast("Iterator[tuple[str, nn.Module]]", module.named_modules(remove_duplicate=not every_name))
     )
+
+
+_BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", *_BACKWARD_HOOKS)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether calling a module runs its class's forward alone: no hooks, and no forward of its own."""
+    held = vars(module)
+    return "forward" not in held and not any(held.get(name) for name in _HOOKS)
+
+
+def require_autograd(what: str) -> None:
+    """Raises :class:`MorphirError` in a ``torch.inference_mode()``, whose tensors never have gradients.
+
+    Args:
+        what: What needs them.
+    """
+    if torch.is_inference_mode_enabled():
+        raise MorphirError(
+            f"{what} needs autograd, which torch.inference_mode() rules out",
+            hint="leave that block first; torch.no_grad() does no harm",
+        )
+
+
+def drop_backward_hooks(module: nn.Module) -> bool:
+    """Takes a module's own backward hooks away; returns whether it had any."""
+    hooks = [held for name in _BACKWARD_HOOKS if (held := vars(module).get(name))]
+    for held in hooks:
+        held.clear()
+    return bool(hooks)
 
 
 def modules_within(module: nn.Module) -> list[nn.Module]:

@@ -28,7 +28,14 @@ from morphir.ir.opaque import Failure, OpaqueCall
 from morphir.ir.quiet import fixed_randomness
 from morphir.ir.signature import Signature
 from morphir.ir.source import SourceLocation, failing_user_line
-from morphir.ir.state import evaluation_mode, restore_modes, submodules, training_modes
+from morphir.ir.state import (
+    drop_backward_hooks,
+    evaluation_mode,
+    require_autograd,
+    restore_modes,
+    submodules,
+    training_modes,
+)
 from morphir.ir.traceable import check_traceable, model_failure
 from morphir.ir.tracer import StartAgain, Tracer
 from morphir.ir.values import cloned, leaves
@@ -94,6 +101,7 @@ def trace_program(
         TraceError: if fx cannot trace the model, or the model fails on the example inputs; names the user's
             line.
     """
+    require_autograd("a trace")
     check_traceable(model)
     args, kwargs = split_inputs(example_inputs)
     root = _copy(model)
@@ -113,13 +121,32 @@ def trace_program(
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        # Recorded, the copies of a scripted module's parameters would be no leaves.
+        with torch.no_grad():
+            root = copy.deepcopy(model)
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} cannot be copied: {error}",
             hint="hold no tensors computed by autograd, as the old torch.nn.utils.weight_norm does; "
             "torch.nn.utils.parametrizations has its successors",
         ) from error
+    for copied, own in zip(root.parameters(), model.parameters(), strict=True):
+        copied.requires_grad_(own.requires_grad)
+    _drop_backward_hooks(root)
+    return root
+
+
+def _drop_backward_hooks(root: nn.Module) -> None:
+    """A program has no place for them; its gradients are those of what it computes."""
+    hooked = [(path, module) for path, module in submodules(root) if drop_backward_hooks(module)]
+    if hooked:
+        path, module = hooked[0]
+        others = f", nor those of {len(hooked) - 1} others" if len(hooked) > 1 else ""
+        warnings.warn(
+            f"the graph has no backward hooks: {type(module).__name__} at {path!r} loses its own{others}",
+            MorphirWarning,
+            stacklevel=4,
+        )
 
 
 def _trace_both_modes(root: nn.Module, signature: Signature, findings: Findings) -> tuple[fx.Graph, bool]:

@@ -22,6 +22,7 @@ from morphir.ir.opaque import Failure, innermost_module, values_reason
 from morphir.ir.questions import Questions
 from morphir.ir.signature import Signature
 from morphir.ir.source import SourceLocation, calling_user_line, failing_user_line, source_of
+from morphir.ir.state import is_plain
 from morphir.ir.wrapped import is_users
 
 _FACTORIES: tuple[Callable[..., Any], ...] = (
@@ -210,8 +211,10 @@ class Tracer(Questions):
         return attr_val if self.example.running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is kept whole."""
-        return module_qualified_name in self.opaque or super().is_leaf_module(m, module_qualified_name)
+        """Whether a module is kept whole; one of PyTorch's that does more than its class says is not."""
+        if module_qualified_name in self.opaque:
+            return True
+        return super().is_leaf_module(m, module_qualified_name) and is_plain(m)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -124,8 +124,17 @@ def batch_samples(inputs: Any) -> int:
 
 def leading_extent(inputs: Any) -> int | None:
     """Returns the extent of the first axis of the first tensor that has axes."""
+    return next(iter(_extents(inputs)), None)
+
+
+def leading_extents(inputs: Any) -> set[int]:
+    """Returns the extents of the first axes of all tensors that have axes; the batch's is among them."""
+    return set(_extents(inputs))
+
+
+def _extents(inputs: Any) -> list[int]:
     leaves = pytree.tree_leaves(inputs)
-    return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()), None)
+    return [leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]
 
 
 def _named(error: Exception) -> str:

@@ -45,7 +45,7 @@ def check_copy(graph: Graph, work: WorkingCopy) -> None:
 def _writes(node: fx.Node) -> bool:
     name = str(node.target)
     is_method = node.op == "call_method" and name.endswith("_") and not name.endswith("__")
-    return is_method or "out" in node.kwargs
+    return is_method or node.kwargs.get("out") is not None
 
 
 def _compare(graph: Graph, work: WorkingCopy) -> None:

@@ -41,7 +41,8 @@ def is_known(outputs: object, targets: object, loss: torch.Tensor) -> bool:
     """
     if not are_logits(outputs, targets) or not isinstance(outputs, torch.Tensor) or not loss.requires_grad:
         return False
-    return _slope(loss, torch.ones_like(loss), outputs).requires_grad
+    slope = _slope(loss, torch.ones_like(loss), outputs)
+    return slope is not None and slope.requires_grad
 
 
 def sampled_logit_gradient(
@@ -112,7 +113,7 @@ def _hessian_times(
 ) -> torch.Tensor:
     """Goes through the loss alone, not through the model."""
     slope = _slope(loss, whole, outputs)
-    if not slope.requires_grad:
+    if slope is None or not slope.requires_grad:
         raise MorphirError(
             "the Fisher curvature needs a loss whose gradient by the logits can be differentiated again",
             hint='use curvature "batch", or a loss made of PyTorch\'s own operators',
@@ -121,6 +122,7 @@ def _hessian_times(
         return torch.autograd.grad(slope, outputs, vector, retain_graph=True, materialize_grads=True)[0]
 
 
-def _slope(loss: torch.Tensor, whole: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+def _slope(loss: torch.Tensor, whole: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor | None:
+    """Returns the derivative by the outputs; None where the loss does not depend on them."""
     with torch.enable_grad():
-        return torch.autograd.grad(loss, outputs, whole, create_graph=True)[0]
+        return torch.autograd.grad(loss, outputs, whole, create_graph=True, allow_unused=True)[0]

@@ -113,7 +113,8 @@ class FusedProjection:
             building = _Building(self.region, len(values.ys), sampled=values.sampled)
             try:
                 program = building.run(edges)
-                sets = building.splits if self._all_owned else ()
+                # Where samples mix, q's gradient for one sample is no multiple of the one for all.
+                sets = building.splits if self._all_owned and self.region.samples_apart else ()
                 self._programs[key] = Segmented(program, module, building.deltas, sets, given)
             except NotSegmentedError:
                 self._programs[key] = None

@@ -20,7 +20,7 @@ from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelSpace
 from morphir.ir.graph import Graph, require_graph
 from morphir.ir.remarks import Remark
-from morphir.ir.state import frozen, held_tensors, modules_within
+from morphir.ir.state import frozen, held_tensors, modules_within, require_autograd
 from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
@@ -132,6 +132,7 @@ class Learner:
         compile: bool = False,
         seed: int = 0,
     ) -> None:
+        require_autograd("a learner")
         require_graph(graph)
         check_loss_is_callable(loss)
         check_options(lr=lr, ema=ema, init_scale=init_scale, spaces=spaces, seed=seed)
@@ -149,6 +150,7 @@ class Learner:
         self._project = {name: _projection(split, compile=compile) for name, split in programs.items()}
         self._history = len(graph.history)
         self._state = held_tensors(modules_within(graph))
+        self._kinds = [(tensor.dtype, tensor.device) for tensor in self._state]
         self._thetas = initial_thetas(graph, self.lowered.spaces, init_scale, seed)
         self._optimizer = theta_optimizer(optimizer)(self._all_thetas(), lr, absolute=absolute_lr)
         # No values are drawn on the meta device, and it has no generator.
@@ -172,8 +174,9 @@ class Learner:
                 does not fit the model or the loss, if loss and curvature do not fit, or if the loss is the
                 batch's sum.
         """
+        require_autograd("a learning step")
         modules, tensors = self._check_current()
-        args, kwargs = split_inputs(inputs)
+        args, kwargs = split_inputs(detached(inputs))
         values = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
         projections: dict[str, list[Projection]] = {}
         with frozen(modules, tensors), torch.no_grad():
@@ -309,6 +312,8 @@ class Learner:
         modules = modules_within(self.graph)
         tensors = held_tensors(modules)
         same = len(tensors) == len(self._state) and all(map(operator.is_, tensors, self._state))
+        # A parameter keeps its identity where the network is moved.
+        same = same and self._kinds == [(tensor.dtype, tensor.device) for tensor in tensors]
         if not same or len(self.graph.history) != self._history:
             raise MorphirError(
                 "the graph was rewritten or moved since this learner was made",

@@ -15,12 +15,14 @@ from functools import cached_property
 import torch
 from torch import fx
 
+from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelSpace, Producer
 from morphir.ir.codes import CODES
 from morphir.ir.graph import Graph
 from morphir.ir.groups import Groups
 from morphir.ir.remarks import Remark
-from morphir.ir.state import named_state
+from morphir.ir.source import source_of
+from morphir.ir.state import is_plain, named_state
 from morphir.runtime.learning.depth import layers_above
 from morphir.runtime.learning.faithful import check_copy
 from morphir.runtime.learning.folded_norm import FoldedNorm
@@ -164,14 +166,30 @@ def lower(graph: Graph, spaces: Collection[str] | None = None) -> Lowered:
         spaces: Names of the spaces to lower; all where None.
 
     Raises:
-        MorphirError: if the program writes in place what other values share.
+        MorphirError: if the program writes in place what other values share, or calls a module that was
+            given hooks or a forward of its own since it was traced.
     """
     work = working_copy(graph)
+    _check_plain(work)
     check_copy(graph, work)
     simplify(work)
     wanted = [space for space in graph.spaces.values() if spaces is None or space.name in spaces]
     live = [s for s in wanted if s.consumers and any(v.kind != "frozen" for v in s.verdicts)]
     return _Lowering(graph, work).run(live)
+
+
+def _check_plain(work: WorkingCopy) -> None:
+    """What one of PyTorch's modules computes is told by its class alone; a trace goes into others."""
+    for node in work.module.graph.nodes:
+        leaf = work.leaf(node)
+        if leaf is not None and type(leaf).__module__.startswith("torch.nn.") and not is_plain(leaf):
+            raise MorphirError(
+                f"{type(leaf).__name__} at {node.target!r} was given a hook, or a forward of its own, after "
+                "it was traced",
+                node=node.name,
+                source=source_of(node),
+                hint="take it away, or give it to the model before morphir.trace, which follows it",
+            )
 
 
 def _refused(space: ChannelSpace, producer: Producer, code: str) -> Remark:

@@ -16,7 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from morphir.errors import MorphirError
-from morphir.runtime.learning.batches import leading_extent, loss_of, outputs_of
+from morphir.runtime.learning.batches import leading_extent, leading_extents, loss_of, outputs_of
 from morphir.runtime.learning.curvature import BatchLosses
 from morphir.runtime.learning.fisher import sampled_logit_gradient
 from morphir.runtime.learning.loss_check import Loss
@@ -77,7 +77,7 @@ def run_forward(lowered: Lowered, inputs: Sequence[Any], targets: Any, loss: Los
         derived.refresh()
     with torch.enable_grad():
         outputs, captured = outputs_of(lambda: lowered.program(*inputs), inputs)
-        value = _tensor_of(loss_of(loss, outputs, targets))
+        value = _loss_value(loss_of(loss, outputs, targets), inputs)
     if lowered.taps and not value.requires_grad:
         raise MorphirError(
             "the loss does not depend on the model's outputs through autograd",
@@ -214,19 +214,27 @@ def _batch_size(inputs: Sequence[Any]) -> int:
     return found
 
 
-def _tensor_of(loss: object) -> torch.Tensor:
+def _loss_value(loss: object, inputs: Sequence[Any]) -> torch.Tensor:
+    """Returns one loss a sample, ``[S]``, or their mean as a scalar, whatever its own shape.
+
+    Raises:
+        MorphirError: if the loss is neither.
+    """
     if not isinstance(loss, torch.Tensor):
+        raise MorphirError(f"the loss is no tensor but {type(loss).__name__}", hint=_LOSS_HINT)
+    extents = leading_extents(inputs)
+    if loss.numel() == 1 and extents != {1}:
+        return loss.reshape(())
+    if loss.dim() > 1 or (loss.dim() and loss.shape[0] not in extents):
         raise MorphirError(
-            f"the loss is no tensor but {type(loss).__name__}",
-            hint="return one loss a sample, [S], or their mean",
+            f"the loss of {_batch_size(inputs)} samples has shape {tuple(loss.shape)}", hint=_LOSS_HINT
         )
     return loss
 
 
+_LOSS_HINT = "return one loss a sample, [S], or their mean"
+
+
 def _batch_losses(loss: torch.Tensor) -> BatchLosses:
     value = loss.detach()
-    if value.dim() > 1 or not value.numel():
-        raise MorphirError(
-            f"the loss has shape {tuple(value.shape)}", hint="return one loss a sample, [S], or their mean"
-        )
     return BatchLosses(value.mean(), value) if value.dim() else BatchLosses(value, None)

@@ -51,7 +51,8 @@ class Region:
         externals: What it reads besides y.
         channels: The channels that it computes; y is to be given, and a returned, on these alone.
         narrowed: The modules on parts of their channels, to refresh before a run.
-        stackable: Whether several batches may be stacked along dimension 0 and run as one.
+        samples_apart: Whether no sample's results depend on another sample.
+        stackable: Whether, besides, batches may be stacked along dimension 0 and run as one, or cut.
         kind: ``"relu"`` where the whole region is one ReLU.
     """
 
@@ -59,6 +60,7 @@ class Region:
     externals: tuple[External, ...]
     channels: OwnChannels
     narrowed: tuple[Narrowed, ...]
+    samples_apart: bool
     stackable: bool
     kind: RegionKind
 
@@ -173,7 +175,8 @@ class _Cut:
         read = [node for node in externals if self._is_read(node)]
         if any(self._is_empty(node) for node in read):
             return None
-        return self._region(read, all(self.samples.of(node) == 0 for node in (*outputs, *edges)))
+        first = all(self.samples.of(node) == 0 for node in (*outputs, *edges))
+        return self._region(read, first, not any(map(self.samples.mix, (*outputs, *inside))))
 
     def _samples_first(self, edge: fx.Node) -> fx.Node:
         dim = self.samples.of(edge)
@@ -221,11 +224,13 @@ class _Cut:
             return False
         return True
 
-    def _region(self, externals: Sequence[fx.Node], samples_first: bool) -> Region:
+    def _region(self, externals: Sequence[fx.Node], samples_first: bool, samples_apart: bool) -> Region:
         calls = [n for n in self.program.nodes if n.op.startswith("call_")]
         results = next(node for node in reversed(self.program.nodes) if node.op == "output").args[0]
         is_one_relu = len(calls) == 1 and list(results) == calls and is_relu(self.work, calls[0])
-        stackable = samples_first and all(node.op == "get_attr" for node in externals)
+        samples_apart = samples_apart and not any(_uses_batch_statistics(self.work, node) for node in calls)
+        sizes_free = not any(map(_fixes_batch_size, calls))
+        alone = all(node.op == "get_attr" for node in externals)
         module = fx.GraphModule(self.work.module, self.program)
         module.training = False
         read = tuple(
@@ -237,7 +242,8 @@ class _Cut:
             read,
             self.channels,
             tuple(self.narrowed),
-            stackable=stackable and all(_keeps_samples_apart(self.work, node) for node in calls),
+            samples_apart,
+            stackable=samples_apart and samples_first and alone and sizes_free,
             kind="relu" if is_one_relu else "general",
         )
 
@@ -280,14 +286,16 @@ class _Walk:
         return not self.work.values.get(node, ()) and any(map(self._belongs, node.all_input_nodes))
 
 
-def _keeps_samples_apart(work: WorkingCopy, node: fx.Node) -> bool:
-    """Whether the batch may grow: no literal batch size, no statistics over the batch."""
+def _uses_batch_statistics(work: WorkingCopy, node: fx.Node) -> bool:
     leaf = work.leaf(node)
-    if isinstance(leaf, _NORMS):
-        return leaf.running_mean is not None
+    return isinstance(leaf, _NORMS) and leaf.running_mean is None
+
+
+def _fixes_batch_size(node: fx.Node) -> bool:
+    """Whether a call says how many samples there are."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if name not in _SIZED:
-        return True
+        return False
     first = node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()), None)
     first = first[0] if isinstance(first, (tuple, list)) and first else first
-    return not (isinstance(first, int) and first > 0)
+    return isinstance(first, int) and first > 0

@@ -1,12 +1,13 @@
-"""Along which dimension of a value the samples lie: another sample, another slice of the value.
+"""Along which dimension of a value the samples lie, and where they mix: another sample, another slice of it.
 
 A program may move its batch (``x.t()``, a sequence-first transformer), and no shape tells it from a channel
-count that happens to be equal. So the program is run twice, the second time with another first sample.
+count that happens to be equal. So the program is run again with another first sample, and with the first
+sample alone as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from morphir.ir.graph import Graph
-from morphir.runtime.learning.observation import batch_size, observe, random_inputs
+from morphir.runtime.learning.observation import Inputs, batch_size, observe, random_inputs
 from morphir.runtime.learning.working_copy import WorkingCopy
 
 # Relative to a value's largest change: what a device adds up in another order is far below this.
@@ -25,7 +26,7 @@ _NOISE = 1e-4
 
 
 class SampleAxes:
-    """The dimension of the samples in every value of a program.
+    """The dimension of the samples in every value of a program, and where samples depend on each other.
 
     Args:
         graph: The graph, for its example inputs.
@@ -33,32 +34,75 @@ class SampleAxes:
     """
 
     def __init__(self, graph: Graph, work: WorkingCopy) -> None:
+        self._dims: dict[fx.Node, int | None] = {}
+        self._mixed: set[fx.Node] = set()
         # The meta device has no values to compare; all of it is for trials of what runs where.
-        self._dims: dict[fx.Node, int | None] = {} if graph.device.type == "meta" else _find(graph, work)
+        if graph.device.type != "meta":
+            self._find(graph, work)
 
     def of(self, node: fx.Node) -> int | None:
         """Returns the dimension; None where the samples lie along none, or not one after the other."""
         return self._dims.get(node, 0)
 
+    def mix(self, node: fx.Node) -> bool:
+        """Whether some sample's part of a value depends on another sample, as with batch statistics."""
+        return node in self._mixed
 
-def _find(graph: Graph, work: WorkingCopy) -> dict[fx.Node, int | None]:
-    inputs = random_inputs(graph)
-    samples = batch_size(inputs)
-    if samples == 1:
-        return {}
-    before = observe(graph, work, inputs, _sums)
-    after = observe(graph, work, pytree.tree_map(partial(_with_another_sample, samples), inputs), _sums)
-    return {
-        node: _dim(list(map(_changed, sums, after[node])), samples) for node, sums in before.items() if sums
-    }
+    def _find(self, graph: Graph, work: WorkingCopy) -> None:
+        inputs = random_inputs(graph)
+        samples = batch_size(inputs)
+        if samples == 1:
+            twice = _run(graph, work, _doubled(inputs))
+            if twice is None:
+                self._guess(_run(graph, work, inputs) or {})
+                return
+            inputs, samples = _doubled(inputs), 2
+        before = observe(graph, work, inputs, _sums)
+        first = observe(graph, work, _changed_inputs(inputs, samples, slice(0, 1)), _sums)
+        others = observe(graph, work, _changed_inputs(inputs, samples, slice(1, None)), _sums)
+        for node, sums in before.items():
+            if not sums:
+                continue
+            dim = _dim(list(map(_changed, sums, first[node])), samples)
+            self._dims[node] = dim
+            if dim is None or _mixes(
+                dim, samples, *(_changed(sums[dim], x[node][dim]) for x in (first, others))
+            ):
+                self._mixed.add(node)
+
+    def _guess(self, sums: Mapping[fx.Node, Sequence[torch.Tensor]]) -> None:
+        """A program that takes one sample alone: where the first extent is another, nothing is known."""
+        self._dims = {node: 0 if len(own[0]) == 1 else None for node, own in sums.items() if own}
 
 
-def _with_another_sample(samples: int, leaf: Any) -> Any:
+def _run(graph: Graph, work: WorkingCopy, inputs: Inputs) -> Mapping[fx.Node, list[torch.Tensor]] | None:
+    """Returns what :func:`_sums` tells of each value; None where the program refuses the inputs."""
+    try:
+        return observe(graph, work, inputs, _sums)
+    except Exception:  # whatever an operator, or a guard, raises on an extent that does not fit
+        return None
+
+
+def _doubled(inputs: Inputs) -> Inputs:
+    """Returns inputs of one sample with another one behind it."""
+
+    def double(leaf: Any) -> Any:
+        batched = isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == 1
+        return torch.cat([leaf, 1 - leaf if leaf.is_floating_point() else leaf]) if batched else leaf
+
+    return pytree.tree_map(double, inputs)
+
+
+def _changed_inputs(inputs: Inputs, samples: int, which: slice) -> Inputs:
+    return pytree.tree_map(partial(_with_other_samples, samples, which), inputs)
+
+
+def _with_other_samples(samples: int, which: slice, leaf: Any) -> Any:
     batched = isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == samples
     if not batched or not leaf.is_floating_point():
         return leaf
     changed = leaf.clone()
-    changed[0] = 1 - leaf[0]
+    changed[which] = 1 - leaf[which]
     return changed
 
 
@@ -81,9 +125,26 @@ def _dim(changed: Sequence[NDArray[np.bool_]], samples: int) -> int | None:
     )
 
 
+def _mixes(dim: int, samples: int, by_first: NDArray[np.bool_], by_others: NDArray[np.bool_]) -> bool:
+    """Whether the first sample's part changes with the other samples, or theirs with the first.
+
+    Args:
+        dim: The dimension of the samples, whose extent is theirs, or for the first one a multiple of it.
+        samples: Number of samples.
+        by_first: Which slices changed with the first sample.
+        by_others: Which slices changed with all others.
+    """
+    own = len(by_first) // samples if dim == 0 else 1
+    return bool(by_first[own:].any() or by_others[:own].any())
+
+
 def _sums(value: Any) -> list[torch.Tensor]:
-    """Returns, for every dimension, the sums over all others: they tell which slices changed."""
+    """Returns, for every dimension, weighted sums over all others: they tell which slices changed.
+
+    Random weights, since plain sums of what a softmax or a layer norm returns never change.
+    """
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
         return []
-    rank = value.dim()
+    weights = torch.rand(value.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    value, rank = value * weights.to(value), value.dim()
     return [value.sum([d for d in range(rank) if d != dim]) if rank > 1 else value for dim in range(rank)]

@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.func import vjp
 from torch.fx.node import map_arg
 
-from morphir.ir.state import submodules
+from morphir.ir.state import is_plain, submodules
 from morphir.runtime.learning.compilation import COMPILING, Call, Compiled
 
 
@@ -93,11 +93,9 @@ _SHARED: dict[Hashable, list[Compiled]] = {}
 
 def _described(module: nn.Module) -> Hashable | None:
     """Returns all that decides what a module computes; None where that cannot be told."""
-    attributes = vars(module)
-    options = {name: value for name, value in attributes.items() if not name.startswith("_")}
-    hooked = any(value for name, value in attributes.items() if name.endswith("_hooks"))
+    options = {name: value for name, value in vars(module).items() if not name.startswith("_")}
     plain = all(isinstance(value, bool | int | float | str | None) for value in options.values())
-    if hooked or not plain or not type(module).__module__.startswith("torch.nn."):
+    if not plain or not is_plain(module) or not type(module).__module__.startswith("torch.nn."):
         return None
     options.pop("training", None)
     return type(module), tuple(sorted((name, type(value).__name__, value) for name, value in options.items()))

@@ -1,6 +1,6 @@
 """A snapshot of a graph by reference, to put back everything when a rewrite fails half-way.
 
-Rewrites make new parameters and never write into old ones, so that keeping references is enough.
+Rewrites and passes make new tensors and never write into old ones, so that keeping references is enough.
 """
 
 from __future__ import annotations

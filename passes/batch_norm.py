@@ -63,7 +63,7 @@ class ReexpressBatchNorm(Pass):
             found = _reexpress(norm, moments[path], mask, rewriter.optimizer)
             new.update({f"{path}.{name}": tensor for name, tensor in found.items()})
         rewriter.replace_tensors(new)
-        return PassResult(remarks=remarks, modified=True)
+        return PassResult(remarks=remarks)
 
 
 def _children(graph: Graph, maps: Sequence[IndexMap]) -> Iterator[tuple[str, torch.Tensor]]:

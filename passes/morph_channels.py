@@ -52,7 +52,7 @@ def _apply_morphisms(name: str, morphisms: Sequence[Morphism], rewriter: Rewrite
     nodes = {m.space: graph.node(graph.space(m.space).producers[0].node) for m in maps}
     remarks = tuple(_applied(morphism, nodes[morphism.space]) for morphism in morphisms)
     rewriter.apply(name, maps, [str(morphism) for morphism in morphisms])
-    return PassResult(maps, remarks, modified=True)
+    return PassResult(maps, remarks)
 
 
 def _applied(morphism: Morphism, node: fx.Node) -> Remark:

@@ -46,17 +46,19 @@ class GraphSnapshot:
     def is_current(self) -> bool:
         """Whether the graph still is what was noted, by identities and shapes; values are not compared."""
         graph, nodes = self.graph, self.graph.graph.nodes
-        modules, shapes = _held(graph)
         return (
             graph.channels is self.channels
             and graph.history is self.history
             and graph.graph is self.program
             and len(nodes) == len(self.calls)
             and all(node is call[0] and _is_as_in(call) for node, call in zip(nodes, self.calls, strict=True))
-            and shapes == self.shapes
-            and len(modules) == len(self.modules)
-            and all(map(_is_same, modules, self.modules))
+            and self._holds_the_same()
         )
+
+    def _holds_the_same(self) -> bool:
+        modules, shapes = _held(self.graph)
+        alike = shapes == self.shapes and len(modules) == len(self.modules)
+        return alike and all(map(_is_same, modules, self.modules))
 
     def restore(self) -> None:
         """Puts everything back; the generated code is made anew where the program had changed."""

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from morphir.analysis.cost import Cost, cost, delta_cost, delta_cost_of_copies, delta_costs
+from morphir.analysis.cost import ADDED, Cost, cost, delta_cost, delta_cost_of_copies, delta_costs
 from morphir.analysis.tracing import trace
 from morphir.errors import MorphirError
+from morphir.morphisms.base import Morphism
+from morphir.morphisms.prune import Prune
+from morphir.morphisms.split import Split
 
 BATCH = 3
 
@@ -176,6 +179,11 @@ def test_costs_follow_a_replaced_channel_layer() -> None:
     graph.get_submodule("0").weight = wider.get_submodule("0").weight
     graph.attach(wider.channels)
     assert cost(graph).macs == cost(wider).macs
+
+
+def test_the_kinds_of_morphisms_are_those_that_are_declared() -> None:
+    kinds: tuple[type[Morphism], ...] = (Split, Prune)
+    assert {kind.kind: len(kind.children) - 1 for kind in kinds} == ADDED
 
 
 def test_arithmetic_and_text() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
@@ -125,8 +125,15 @@ def trained() -> tuple[Graph, optim.Optimizer]:
 def test_every_shipped_pass_is_tried() -> None:
     for module in pkgutil.iter_modules(passes.__path__, "passes."):
         import_module(module.name)
-    shipped = {kind.name for kind in Pass.__subclasses__() if kind.__module__.startswith("passes.")}
-    assert shipped == CHANGES.keys()
+    assert set(names_of(Pass)) == CHANGES.keys()
+
+
+def names_of(kind: type[Pass]) -> Iterator[str]:
+    """The names of the passes that derive from a class, those of the tests left out."""
+    for own in kind.__subclasses__():
+        if own.__module__.startswith("passes.") and "name" in vars(own):
+            yield own.name
+        yield from names_of(own)
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -175,23 +175,14 @@ def cost(graph: Graph) -> Cost:
     return _model(graph).total()
 
 
-def delta_costs(graph: Graph, kind: MorphismKind, space: str) -> list[Cost]:
-    """Returns the exact change of cost of splitting, or pruning, each group of a space on its own.
+def delta_cost(graph: Graph, kind: MorphismKind, space: str, index: int) -> Cost:
+    """Returns the exact change of cost of splitting, or pruning, one group on its own.
 
     Args:
         graph: An analysed graph.
         kind: ``"split"`` or ``"prune"``.
         space: Name of the space.
-
-    Raises:
-        MorphirError: if there is no such space.
-    """
-    parameters, macs = _model(graph).of_each(kind, graph.space(space).name)
-    return list(map(Cost, parameters.tolist(), macs.tolist()))
-
-
-def delta_cost(graph: Graph, kind: MorphismKind, space: str, index: int) -> Cost:
-    """Returns the exact change of cost of splitting, or pruning, one group; see :func:`delta_costs`.
+        index: Index of the group in it.
 
     Raises:
         MorphirError: if there is no such space or group.

@@ -74,7 +74,7 @@ class PassManager:
         """
         if optimizer is not None:
             check_optimizer(optimizer, graph)
-        rewriter = Rewriter(graph, optimizer, in_pipeline=True)
+        rewriter = Rewriter(graph, optimizer)
         reports: list[PassReport] = []
         with all_or_nothing(graph, optimizer, self.pipeline, verify_each=self.verify_each):
             try:

@@ -25,7 +25,6 @@ from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap, Rewrite, copies_of
 from morphir.ir.source import source_of
 from morphir.ir.state import attribute, own_state
-from passes.all_or_nothing import all_or_nothing
 from passes.instruments import PendingRewrite, active, tell_all
 from passes.moments import powers_of, replace_parameters
 from passes.snapshot import Snapshot
@@ -53,18 +52,16 @@ class Rewriter:
     Args:
         graph: The graph to change in place.
         optimizer: The optimizer that holds the graph's parameters, if any.
-        in_pipeline: Whether a pass manager puts everything back where a pass fails.
     """
 
-    def __init__(
-        self, graph: Graph, optimizer: optim.Optimizer | None = None, *, in_pipeline: bool = False
-    ) -> None:
+    def __init__(self, graph: Graph, optimizer: optim.Optimizer | None = None) -> None:
         self.graph = graph
         self.optimizer = optimizer
-        self._in_pipeline = in_pipeline
 
     def apply(self, name: str, maps: Sequence[IndexMap], morphisms: Iterable[str] = ()) -> Rewrite:
-        """Applies index maps as one numbered rewrite.
+        """Applies index maps as one numbered rewrite; tells the instruments before and after.
+
+        What an instrument raises afterwards, :func:`all_or_nothing` around it puts back.
 
         Args:
             name: The pass that asks for it.
@@ -74,15 +71,8 @@ class Rewriter:
         Raises:
             RewriteError: if the program cannot follow; nothing was changed.
         """
-        if self._in_pipeline:
-            return self._observed(name, tuple(maps), tuple(morphisms))
-        with all_or_nothing(self.graph, self.optimizer):
-            return self._observed(name, tuple(maps), tuple(morphisms))
-
-    def _observed(self, name: str, maps: tuple[IndexMap, ...], morphisms: tuple[str, ...]) -> Rewrite:
-        """Tells the instruments before and after."""
-        watching = active()
-        pending = PendingRewrite(len(self.graph.history) + 1, name, self.graph, maps, morphisms)
+        watching, number = active(), len(self.graph.history) + 1
+        pending = PendingRewrite(number, name, self.graph, tuple(maps), tuple(morphisms))
         for instrument in watching:
             instrument.before_rewrite(pending)
         start = time.perf_counter()

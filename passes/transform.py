@@ -15,6 +15,7 @@ from morphir.ir.integers import whole_number
 from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.plan import index_maps
+from passes.all_or_nothing import all_or_nothing
 from passes.base import Pass
 from passes.manager import PassManager
 from passes.moments import check_optimizer
@@ -138,7 +139,8 @@ def replay(graph: Graph, rewrites: Iterable[Rewrite], optimizer: optim.Optimizer
     for rewrite in _recorded(rewrites):
         for index_map in rewrite.maps:
             graph.space(index_map.space)
-        rewriter.apply(rewrite.name, rewrite.maps, rewrite.morphisms)
+        with all_or_nothing(graph, optimizer):
+            rewriter.apply(rewrite.name, rewrite.maps, rewrite.morphisms)
 
 
 def _recorded(rewrites: object) -> tuple[Rewrite, ...]:

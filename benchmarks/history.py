@@ -224,7 +224,7 @@ class DrawnRewrites(Pass):
         for _ in range(self.count):
             morphism = drawn(rewriter.graph, rng)
             rewriter.apply(self.name, index_maps(rewriter.graph, [morphism]), [str(morphism)])
-        return PassResult(modified=True)
+        return PassResult()
 
 
 def drawn(graph: Graph, rng: random.Random) -> Morphism:

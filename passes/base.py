@@ -18,12 +18,10 @@ class PassResult:
     Attributes:
         index_maps: The index maps that it applied; empty if it changed no structure.
         remarks: What it has to say about each site.
-        modified: Whether it changed the graph at all.
     """
 
     index_maps: tuple[IndexMap, ...] = field(default=())
     remarks: tuple[Remark, ...] = field(default=())
-    modified: bool = False
 
 
 class Pass(ABC):

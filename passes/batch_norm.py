@@ -14,6 +14,7 @@ error.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,10 +26,10 @@ from torch import nn, optim
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap
 from morphir.ir.remarks import Remark
-from morphir.ir.state import evaluation_mode
+from morphir.ir.state import evaluation_mode, own_state
 from passes.base import Pass, PassResult
 from passes.moments import powers_of
-from passes.rewriter import Rewriter
+from passes.rewriter import NewTensor, Rewriter
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
@@ -50,18 +51,19 @@ class ReexpressBatchNorm(Pass):
     def apply(self, rewriter: Rewriter) -> PassResult:
         """Estimates the children's statistics in evaluation mode and rewrites the affine maps."""
         children = dict(_children(rewriter.graph, self.index_maps))
-        targets = {path: mask for path, mask in children.items() if _can_reexpress(rewriter.graph, path)}
-        remarks = tuple(_missed(path) for path in children if path not in targets)
+        obstacles = _obstacles(rewriter.graph, children)
+        targets = {path: mask for path, mask in children.items() if path not in obstacles}
+        remarks = tuple(obstacles.values())
         if not targets:
             return PassResult(remarks=remarks)
         moments = _estimate(rewriter.graph, list(targets), self.batches)
-        expressions = [
-            _reexpress(_norm(rewriter.graph, path), moments[path], mask, rewriter.optimizer)
-            for path, mask in targets.items()
-        ]
-        for expression in expressions:
-            expression.commit()
-        return PassResult(remarks=remarks, modified=True)
+        new: dict[str, NewTensor] = {}
+        for path, mask in targets.items():
+            norm = _norm(rewriter.graph, path)
+            found = _reexpress(norm, moments[path], mask, rewriter.optimizer)
+            new.update({f"{path}.{name}": tensor for name, tensor in found.items()})
+        rewriter.replace_tensors(new)
+        return PassResult(remarks=remarks)
 
 
 def _children(graph: Graph, maps: Sequence[IndexMap]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -84,14 +86,19 @@ def _norm(graph: Graph, path: str) -> BatchNorm:
     return module
 
 
-def _can_reexpress(graph: Graph, path: str) -> bool:
-    norm = _norm(graph, path)
-    return norm.affine and norm.track_running_stats and norm.running_mean is not None
-
-
-def _missed(path: str) -> Remark:
-    message = f"{path} has no affine map or no running statistics, so its train-mode function cannot be kept"
-    return Remark("missed", "batch-norm-not-affine", message)
+def _obstacles(graph: Graph, paths: Iterable[str]) -> dict[str, Remark]:
+    """Returns the batch norms that cannot be re-expressed, with what is said of them."""
+    holders = Counter(id(tensor) for module in graph.modules() for tensor in own_state(module).values())
+    found: dict[str, Remark] = {}
+    for path in paths:
+        norm = _norm(graph, path)
+        if not norm.affine or not norm.track_running_stats or norm.running_mean is None:
+            message = f"{path} has no affine map or no running statistics, so its train-mode function changes"
+            found[path] = Remark("missed", "batch-norm-not-affine", message)
+        elif any(holders[id(tensor)] > 1 for tensor in own_state(norm).values()):
+            message = f"{path} shares tensors with another module, so its train-mode function changes"
+            found[path] = Remark("missed", "batch-norm-shared", message)
+    return found
 
 
 class _Moments:
@@ -135,27 +142,13 @@ def _estimate(graph: Graph, paths: Sequence[str], batches: Iterable[Any]) -> Map
     return moments
 
 
-@dataclass(frozen=True)
-class _Expression:
-    """A batch norm in new statistics: what to write where, once all of it is computed."""
-
-    tensors: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    moments: tuple[tuple[dict[str, Any], str, torch.Tensor], ...]
-
-    @torch.no_grad()
-    def commit(self) -> None:
-        for target, value in self.tensors:
-            target.copy_(value)
-        for state, name, value in self.moments:
-            state[name] = value
-
-
 @torch.no_grad()
 def _reexpress(
     norm: BatchNorm, moments: _Moments, mask: torch.Tensor, optimizer: optim.Optimizer | None
-) -> _Expression:
+) -> Mapping[str, NewTensor]:
+    """Returns the tensors of a batch norm in new statistics, by their names in it."""
     if not moments.count:
-        return _Expression((), ())
+        return {}
     assert norm.running_mean is not None and norm.running_var is not None
     mask = mask.to(norm.running_mean.device)
     found_mean, found_variance = moments.mean_and_variance()
@@ -163,24 +156,43 @@ def _reexpress(
     variance = torch.where(mask, found_variance.to(norm.running_var.dtype), norm.running_var)
     old, new = (norm.running_var + norm.eps).sqrt(), (variance + norm.eps).sqrt()
     shift, ratio = (mean - norm.running_mean) / old, new / old
-    tensors = (
-        (norm.bias, norm.bias + norm.weight * shift),
-        (norm.weight, norm.weight * ratio),
-        (norm.running_mean, mean),
-        (norm.running_var, variance),
-    )
-    carried = () if optimizer is None else tuple(_carried_moments(optimizer, norm, ratio, shift))
-    return _Expression(tensors, carried)
+    coordinates = _Coordinates(shift, ratio)
+    return {
+        "weight": NewTensor(
+            norm.weight * ratio,
+            coordinates.gradient(norm.weight.grad, norm.bias.grad, 1),
+            {} if optimizer is None else dict(coordinates.moments(optimizer, norm)),
+        ),
+        "bias": NewTensor(norm.bias + norm.weight * shift, norm.bias.grad),
+        "running_mean": NewTensor(mean),
+        "running_var": NewTensor(variance),
+    }
 
 
-def _carried_moments(
-    optimizer: optim.Optimizer, norm: BatchNorm, ratio: torch.Tensor, shift: torch.Tensor
-) -> Iterator[tuple[dict[str, Any], str, torch.Tensor]]:
-    """New coordinates: g_gamma' = (g_gamma - shift g_beta) / ratio; second moments: squared."""
-    betas = optimizer.state.get(norm.bias, {})
-    gammas = optimizer.state.get(norm.weight, {})
-    for name, power in powers_of(optimizer, norm.weight).items():
-        if power in (1, 2) and name in betas:
-            sign = -1 if power == 1 else 1
-            shifted = sign * (shift / ratio) ** power * betas[name]
-            yield gammas, name, gammas[name] / ratio**power + shifted
+@dataclass(frozen=True)
+class _Coordinates:
+    """New coordinates of an affine map, beta' = beta + gamma shift and gamma' = gamma ratio.
+
+    By the chain rule, g_gamma' = (g_gamma - shift g_beta) / ratio, and g_beta' = g_beta; second moments take
+    the squares of the factors.
+    """
+
+    shift: torch.Tensor
+    ratio: torch.Tensor
+
+    def gradient(
+        self, gamma: torch.Tensor | None, beta: torch.Tensor | None, power: int
+    ) -> torch.Tensor | None:
+        """Returns gamma's gradient, or a moment of it of the given power; None where gamma has none."""
+        if gamma is None or beta is None:
+            return gamma
+        return gamma / self.ratio**power + (-1) ** power * (self.shift / self.ratio) ** power * beta
+
+    def moments(self, optimizer: optim.Optimizer, norm: BatchNorm) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields those of gamma's moments that change."""
+        gammas, betas = optimizer.state.get(norm.weight, {}), optimizer.state.get(norm.bias, {})
+        for name, power in powers_of(optimizer, norm.weight).items():
+            if power in (1, 2) and name in betas:
+                moved = self.gradient(gammas[name], betas[name], power)
+                assert moved is not None
+                yield name, moved

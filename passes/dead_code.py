@@ -46,7 +46,7 @@ class EliminateDeadCode(Pass):
             return PassResult()
         rewriter.replace_program(program)
         rewriter.graph.attach(analyse(rewriter.graph))
-        return PassResult(remarks=tuple(remarks), modified=True)
+        return PassResult(remarks=tuple(remarks))
 
 
 def _is_pure(graph: Graph, node: fx.Node) -> bool:

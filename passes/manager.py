@@ -12,6 +12,7 @@ from morphir.errors import MorphirError, VerificationError
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import IndexMap
 from morphir.ir.remarks import Remark
+from morphir.ir.snapshot import GraphSnapshot
 from morphir.ir.verify import verify
 from passes.all_or_nothing import all_or_nothing
 from passes.base import Pass, PassResult
@@ -58,7 +59,7 @@ class PassManager:
 
     Attributes:
         pipeline: The passes.
-        verify_each: Whether the verifier runs after each pass.
+        verify_each: Whether the verifier runs after each pass that changed the graph.
     """
 
     pipeline: tuple[Pass, ...]
@@ -73,7 +74,7 @@ class PassManager:
         """
         if optimizer is not None:
             check_optimizer(optimizer, graph)
-        rewriter = Rewriter(graph, optimizer, in_pipeline=True)
+        rewriter = Rewriter(graph, optimizer)
         reports: list[PassReport] = []
         with all_or_nothing(graph, optimizer, self.pipeline, verify_each=self.verify_each):
             try:
@@ -88,8 +89,9 @@ class PassManager:
         for instrument in watching:
             instrument.before_pass(item.name, rewriter.graph)
         start = time.perf_counter()
+        before = GraphSnapshot.take(rewriter.graph) if self.verify_each else None
         result = item.apply(rewriter)
-        if self.verify_each and result.modified:
+        if before is not None and not before.is_current():
             _verify_after(item, rewriter.graph)
         seconds = time.perf_counter() - start
         tell_all(lambda i: i.after_pass(item.name, rewriter.graph, result, seconds), watching)
@@ -105,8 +107,7 @@ def _verify_after(item: Pass, graph: Graph) -> None:
             f"the pass {item.name} ({type(item).__name__}) left the graph inconsistent: {error.message}",
             node=error.node,
             source=error.source,
-            hint="graph and optimizer are as before the pipeline; a pass must change the graph through its "
-            "rewriter alone",
+            hint="a pass must change the graph through its rewriter alone; what it changed so is put back",
         ) from error
 
 

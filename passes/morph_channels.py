@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,42 +19,52 @@ from passes.rewriter import Rewriter
 
 
 @dataclass(frozen=True)
-class SplitChannels(Pass):
-    """Splits channel groups; at theta = 0 the function is unchanged in evaluation and in training mode."""
+class MorphChannels(Pass):
+    """Applies morphisms of one kind, all at once; a subclass says which.
 
-    name: ClassVar[str] = "split-channels"
+    Attributes:
+        morphisms: The morphisms; indices refer to the graph as it is before the pass.
+    """
 
-    splits: tuple[Split, ...] = ()
+    morphism: ClassVar[type[Morphism]]
 
-    def apply(self, rewriter: Rewriter) -> PassResult:
-        """Applies every split at once."""
-        return _apply_morphisms(self.name, self.splits, rewriter)
-
-
-@dataclass(frozen=True)
-class PruneChannels(Pass):
-    """Removes channel groups."""
-
-    name: ClassVar[str] = "prune-channels"
-
-    prunes: tuple[Prune, ...] = ()
+    morphisms: tuple[Morphism, ...] = ()
 
     def apply(self, rewriter: Rewriter) -> PassResult:
-        """Applies every prune at once."""
-        return _apply_morphisms(self.name, self.prunes, rewriter)
-
-
-def _apply_morphisms(name: str, morphisms: Sequence[Morphism], rewriter: Rewriter) -> PassResult:
-    if not morphisms:
-        return PassResult()
-    graph = rewriter.graph
-    maps = index_maps(graph, morphisms)
-    nodes = {m.space: graph.node(graph.space(m.space).producers[0].node) for m in maps}
-    remarks = tuple(_applied(morphism, nodes[morphism.space]) for morphism in morphisms)
-    rewriter.apply(name, maps, [str(morphism) for morphism in morphisms])
-    return PassResult(maps, remarks, modified=True)
+        """Applies every morphism at once."""
+        if not self.morphisms:
+            return PassResult()
+        graph = rewriter.graph
+        maps = index_maps(graph, self.morphisms)
+        nodes = {m.space: graph.node(graph.space(m.space).producers[0].node) for m in maps}
+        remarks = tuple(_applied(morphism, nodes[morphism.space]) for morphism in self.morphisms)
+        rewriter.apply(self.name, maps, [str(morphism) for morphism in self.morphisms])
+        return PassResult(maps, remarks)
 
 
 def _applied(morphism: Morphism, node: fx.Node) -> Remark:
-    done = {"split": "split in two", "prune": "pruned"}[morphism.kind]
-    return Remark("applied", morphism.kind, done, morphism.space, morphism.index, node.name, source_of(node))
+    return Remark(
+        "applied", morphism.kind, morphism.done, morphism.space, morphism.index, node.name, source_of(node)
+    )
+
+
+@dataclass(frozen=True)
+class SplitChannels(MorphChannels):
+    """Splits channel groups; at theta = 0 the function is unchanged in evaluation and in training mode."""
+
+    name: ClassVar[str] = "split-channels"
+    morphism: ClassVar[type[Morphism]] = Split
+
+
+@dataclass(frozen=True)
+class PruneChannels(MorphChannels):
+    """Removes channel groups."""
+
+    name: ClassVar[str] = "prune-channels"
+    morphism: ClassVar[type[Morphism]] = Prune
+
+
+# Kind of morphism to the pass that applies it, in the order in which ``transform`` runs them.
+PASSES: Mapping[str, type[MorphChannels]] = {
+    kind.morphism.kind: kind for kind in (SplitChannels, PruneChannels)
+}

@@ -15,11 +15,11 @@ from morphir.ir.integers import whole_number
 from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.plan import index_maps
-from morphir.morphisms.prune import Prune
-from morphir.morphisms.split import Split
+from passes.all_or_nothing import all_or_nothing
+from passes.base import Pass
 from passes.manager import PassManager
 from passes.moments import check_optimizer
-from passes.morph_channels import PruneChannels, SplitChannels
+from passes.morph_channels import PASSES
 from passes.rewriter import Rewriter
 
 
@@ -51,20 +51,18 @@ def transform(
 
     Args:
         graph: A traced graph.
-        morphisms: :class:`Split` and :class:`Prune`, each channel group named at most once.
+        morphisms: Splits and prunes, each channel group named at most once.
         optimizer: The optimizer that was built from ``graph.parameters()``.
 
     Raises:
-        MorphirError: for a morphism that is not legal; graph and optimizer are left as they were.
+        MorphirError: for a morphism that is not legal, or that no pass applies; graph and optimizer are left
+            as they were.
     """
     require_graph(graph)
     wanted = _checked(morphisms)
     index_maps(graph, wanted)
-    splits = tuple(m for m in wanted if isinstance(m, Split))
-    prunes = tuple(m for m in wanted if isinstance(m, Prune))
-    moved = _after_splits(prunes, index_maps(graph, splits))
     recorded = len(graph.history)
-    result = PassManager((SplitChannels(splits), PruneChannels(moved))).run(graph, optimizer)
+    result = PassManager(_pipeline(graph, wanted)).run(graph, optimizer)
     rewrites = graph.history[recorded:]
     delta = sum(rewrite.delta_parameters for rewrite in rewrites)
     return TransformResult(result.remarks, result.index_maps, delta, rewrites)
@@ -86,16 +84,40 @@ def _checked(morphisms: object) -> tuple[Morphism, ...]:
 
 
 def _indexed(item: object) -> Morphism | None:
-    """Returns the morphism with Python's own integer as its index; None for what is no morphism."""
+    """Returns the morphism with Python's own integer as its index; None for what is no morphism.
+
+    Raises:
+        RewriteError: for a kind of morphism that no pass applies.
+    """
     if not isinstance(item, Morphism) or (index := whole_number(item.index)) is None:
         return None
+    kind = getattr(item, "kind", None)
+    if kind not in PASSES:
+        raise RewriteError(
+            f"no pass applies the morphism {type(item).__name__} of {item.space}[{index}]",
+            hint=f"known kinds are {', '.join(PASSES)}; others are added to passes.morph_channels.PASSES",
+        )
     return item if type(item.index) is int else replace(item, index=index)
 
 
-def _after_splits(prunes: Sequence[Prune], maps: Sequence[IndexMap]) -> tuple[Prune, ...]:
-    """Moves the prunes' indices to where their groups lie once the splits are applied."""
+def _pipeline(graph: Graph, morphisms: Sequence[Morphism]) -> tuple[Pass, ...]:
+    """Returns a pass for each kind of morphism; its indices are those after the passes before it."""
+    pipeline: list[Pass] = []
+    before: list[Morphism] = []
+    for kind, make in PASSES.items():
+        own = [morphism for morphism in morphisms if morphism.kind == kind]
+        pipeline.append(make(_moved(own, index_maps(graph, before))))
+        before += own
+    return tuple(pipeline)
+
+
+def _moved(morphisms: Sequence[Morphism], maps: Sequence[IndexMap]) -> tuple[Morphism, ...]:
+    """Moves the morphisms' indices to where their groups lie once the maps are applied."""
     places = {m.space: {old: new for new, old in enumerate(m.sources)} for m in maps}
-    return tuple(Prune(p.space, places[p.space][p.index]) if p.space in places else p for p in prunes)
+    return tuple(
+        replace(item, index=places[item.space][item.index]) if item.space in places else item
+        for item in morphisms
+    )
 
 
 def replay(graph: Graph, rewrites: Iterable[Rewrite], optimizer: optim.Optimizer | None = None) -> None:
@@ -117,7 +139,8 @@ def replay(graph: Graph, rewrites: Iterable[Rewrite], optimizer: optim.Optimizer
     for rewrite in _recorded(rewrites):
         for index_map in rewrite.maps:
             graph.space(index_map.space)
-        rewriter.apply(rewrite.name, rewrite.maps, rewrite.morphisms)
+        with all_or_nothing(graph, optimizer):
+            rewriter.apply(rewrite.name, rewrite.maps, rewrite.morphisms)
 
 
 def _recorded(rewrites: object) -> tuple[Rewrite, ...]:

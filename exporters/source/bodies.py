@@ -15,14 +15,11 @@ from exporters.source.calls import Scope, under
 from exporters.source.functions import function_name, parameters
 from exporters.source.records import is_dict_record
 from exporters.source.template import Argument, Call, Hole, Piece, Ref, Template
-from morphir.ir.guards import guard
+from morphir.ir.guards import guard, is_size
 from morphir.ir.operators import AUGMENTED, INFIX, PREFIX
 
 Access = Callable[[str, str], str]
 """How source reaches an object: (path of ``self``, path of the object) to ``self.features[0]``."""
-
-_SHAPE_METHODS = {"size", "dim", "numel"}
-_SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda"}
 
 
 _OPPOSITES: Mapping[object, object] = {
@@ -133,7 +130,7 @@ class _Writer:
         if inline:
             self.known[node] = template
             return
-        scalar = _is_scalar(node)
+        scalar = is_size(node)
         hint = "size" if scalar else ""
         self.statements.append(Statement((self.declare(node),), template, hint=hint, scalar=scalar))
 
@@ -199,7 +196,7 @@ def _unread(scope: Scope) -> set[fx.Node]:
     """Returns the sizes that nothing reads, as those that a rewrite has written down."""
     found: set[fx.Node] = set()
     for item in reversed(scope.items):
-        if isinstance(item, fx.Node) and _is_scalar(item) and found.issuperset(item.users):
+        if isinstance(item, fx.Node) and is_size(item) and found.issuperset(item.users):
             found.add(item)
     return found
 
@@ -215,7 +212,7 @@ def _inlined(scope: Scope) -> set[fx.Node]:
         if isinstance(item, Scope):
             readers = set(item.nodes())
             continue
-        is_cheap = _is_scalar(item) or _is_element(item)
+        is_cheap = is_size(item) or _is_element(item)
         if is_cheap and len(item.users) == 1 and readers.issuperset(item.users):
             found.add(item)
             readers.add(item)
@@ -329,18 +326,6 @@ def _index_item(writer: _Writer, item: object) -> Template:
 
 def _bounds(item: _Slice) -> tuple[object, object, object]:
     return item.start, item.stop, item.step
-
-
-def _is_scalar(node: fx.Node) -> bool:
-    """Whether the value is made of sizes alone, so that it is the same wherever it is computed."""
-    if node.op == "call_method":
-        return node.target in _SHAPE_METHODS
-    if node.op != "call_function":
-        return False
-    if node.target is getattr:
-        return node.args[1] in _SHAPE_ATTRIBUTES
-    arithmetic = node.target is operator.getitem or node.target in INFIX
-    return arithmetic and all(_is_scalar(argument) for argument in node.all_input_nodes)
 
 
 def _is_element(node: fx.Node) -> bool:

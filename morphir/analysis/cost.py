@@ -25,8 +25,9 @@ from morphir.ir.graph import Graph, require_graph
 from morphir.ir.index_map import Copies
 
 MorphismKind = Literal["split", "prune"]
+ADDED: Mapping[MorphismKind, int] = {"split": 1, "prune": -1}
+"""Kind of morphism to how many groups it adds; a test holds it to what the morphisms declare."""
 _Changes = tuple[NDArray[np.int64], NDArray[np.int64]]
-_STEP: dict[str, int] = {"split": 1, "prune": -1}
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class _CostModel:
         self.batch = graph.inputs.batch_size or 1
         self.parameters = [_Term.of(value, widths) for value in _parameter_values(graph)]
         self.products = [_Term.of(product.iteration, widths) for product in self.layer.products]
-        self.changes: dict[tuple[str, str], _Changes] = {}
+        self.changes: dict[tuple[MorphismKind, str], _Changes] = {}
 
     def total(self) -> Cost:
         return Cost(_sizes(self.parameters), _sizes(self.products) // self.batch)
@@ -117,7 +118,7 @@ class _CostModel:
         parameters = sum(term.after(copies) for term in self.parameters)
         return Cost(parameters, sum(term.after(copies) for term in self.products) // self.batch)
 
-    def of_each(self, kind: str, space: str) -> _Changes:
+    def of_each(self, kind: MorphismKind, space: str) -> _Changes:
         """Returns the change of parameters and of MACs for every group of a space."""
         if (kind, space) not in self.changes:
             parameters = self._changes(self.parameters, kind, space)
@@ -127,11 +128,11 @@ class _CostModel:
             self.changes[kind, space] = parameters, macs
         return self.changes[kind, space]
 
-    def _changes(self, terms: Iterable[_Term], kind: str, space: str) -> NDArray[np.int64]:
+    def _changes(self, terms: Iterable[_Term], kind: MorphismKind, space: str) -> NDArray[np.int64]:
         total = np.zeros(self.layer.spaces[space].width, dtype=np.int64)
         for term in terms:
             if space in term.counts:
-                total += term.after_each(space, _STEP[kind]) - term.size
+                total += term.after_each(space, ADDED[kind]) - term.size
         return total
 
 
@@ -174,23 +175,14 @@ def cost(graph: Graph) -> Cost:
     return _model(graph).total()
 
 
-def delta_costs(graph: Graph, kind: MorphismKind, space: str) -> list[Cost]:
-    """Returns the exact change of cost of splitting, or pruning, each group of a space on its own.
+def delta_cost(graph: Graph, kind: MorphismKind, space: str, index: int) -> Cost:
+    """Returns the exact change of cost of splitting, or pruning, one group on its own.
 
     Args:
         graph: An analysed graph.
         kind: ``"split"`` or ``"prune"``.
         space: Name of the space.
-
-    Raises:
-        MorphirError: if there is no such space.
-    """
-    parameters, macs = _model(graph).of_each(kind, graph.space(space).name)
-    return list(map(Cost, parameters.tolist(), macs.tolist()))
-
-
-def delta_cost(graph: Graph, kind: MorphismKind, space: str, index: int) -> Cost:
-    """Returns the exact change of cost of splitting, or pruning, one group; see :func:`delta_costs`.
+        index: Index of the group in it.
 
     Raises:
         MorphirError: if there is no such space or group.

@@ -121,10 +121,6 @@ class AxisBinding:
     role: Role
     groups: Groups
 
-    def multiplicity(self, group: int) -> int:
-        """Returns how many entries of the axis belong to ``group``."""
-        return self.groups.count(group)
-
 
 @dataclass(frozen=True, repr=False)
 class ChannelSpace:

@@ -384,6 +384,12 @@ _MISSED = (
         "a batch norm without affine map or running statistics cannot keep its train-mode function",
         "use batch norms with affine=True and track_running_stats=True",
     ),
+    Code(
+        "batch-norm-shared",
+        "missed",
+        "a batch norm that shares tensors with another module cannot keep its train-mode function",
+        "give each batch norm tensors of its own",
+    ),
 )
 
 _APPLIED = (

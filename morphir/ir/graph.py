@@ -58,6 +58,7 @@ class Graph(fx.GraphModule):
         opaque_calls: Mapping[str, OpaqueCall] = MappingProxyType({}),
         history: Sequence[Rewrite] = (),
         channels: ChannelLayer | None = None,
+        limits: Limits | None = None,
     ) -> None:
         check_names(root, Graph)
         # before fx's own, which generates the code: its comments name the rewrites
@@ -69,7 +70,7 @@ class Graph(fx.GraphModule):
         self.inputs = inputs
         self.module_types = MappingProxyType(dict(module_types))
         self.opaque_calls = MappingProxyType(dict(opaque_calls))
-        self.limits = Limits()
+        self.limits = Limits() if limits is None else limits
         self.train(root.training)
 
     @property
@@ -144,8 +145,19 @@ class Graph(fx.GraphModule):
         return self.spaces[name]
 
     def node(self, name: str) -> fx.Node:
-        """Returns the node of that name."""
-        return next(node for node in self.graph.nodes if node.name == name)
+        """Returns the node of that name.
+
+        Raises:
+            MorphirError: if there is no such node; the message lists the closest names.
+        """
+        found = next((node for node in self.graph.nodes if node.name == name), None)
+        if found is None:
+            names = [node.name for node in self.graph.nodes]
+            raise MorphirError(
+                f"there is no node {name!r}",
+                hint=f"{did_you_mean(name, names)}morphir.print_graph(graph) shows all {len(names)} nodes",
+            )
+        return found
 
     def attach(self, channels: ChannelLayer) -> None:
         """Replaces the channel layer; for :mod:`morphir.analysis` and the rewriter alone."""
@@ -173,7 +185,7 @@ class Graph(fx.GraphModule):
         root.__dict__["_modules"] = copy.deepcopy(self._modules, memo)
         root.__dict__["_parameters"] = copy.deepcopy(self._parameters, memo)
         root.__dict__["_buffers"] = copy.deepcopy(self._buffers, memo)
-        clone = Graph(
+        return Graph(
             root,
             copy.deepcopy(self.graph),
             inputs=self.inputs,
@@ -181,9 +193,8 @@ class Graph(fx.GraphModule):
             opaque_calls=self.opaque_calls,
             history=self.history,
             channels=self._channels,
+            limits=self.limits,
         )
-        clone.limits = self.limits
-        return clone
 
 
 def _forward(graph: Graph) -> FunctionType:

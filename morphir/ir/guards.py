@@ -101,7 +101,10 @@ _SIZE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda"})
 
 
 def is_size(node: fx.Node) -> bool:
-    """Whether the node reads a shape or the like, or computes with what others read."""
+    """Whether the node reads a shape or the like, or computes with what others read.
+
+    Its value then is the same wherever in the program it is computed.
+    """
     if node.op == "call_method":
         return node.target in _SIZE_METHODS
     if node.op != "call_function":

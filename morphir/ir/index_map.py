@@ -68,11 +68,6 @@ class IndexMap:
         """Number of groups after."""
         return len(self.sources)
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether the map changes nothing."""
-        return self.sources == tuple(range(self.old_width)) and not any(self.signs)
-
     def copies(self) -> tuple[tuple[int, ...], ...]:
         """Returns, for every old group, the new groups that come from it."""
         found: list[list[int]] = [[] for _ in range(self.old_width)]

@@ -100,6 +100,9 @@ def print_node(graph: Graph, name: str) -> str:
     Args:
         graph: An analysed graph.
         name: The node's name.
+
+    Raises:
+        MorphirError: if there is no such node.
     """
     return _ascii(_print_node(graph, graph.node(name)))
 

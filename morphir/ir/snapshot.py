@@ -1,6 +1,6 @@
 """A snapshot of a graph by reference, to put back everything when a rewrite fails half-way.
 
-Rewrites make new parameters and never write into old ones, so that keeping references is enough.
+Rewrites and passes make new tensors and never write into old ones, so that keeping references is enough.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from morphir.ir.channels import ChannelLayer
 from morphir.ir.graph import Graph
 from morphir.ir.index_map import Rewrite
+from morphir.ir.state import held_tensors
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class GraphSnapshot:
     channels: ChannelLayer
     history: tuple[Rewrite, ...]
     program: fx.Graph
-    calls: tuple[tuple[fx.Node, Any, tuple[Any, ...], dict[str, Any]], ...]
-    modules: tuple[tuple[nn.Module, dict[str, Any]], ...]
+    calls: tuple[_Call, ...]
+    modules: tuple[_Held, ...]
+    shapes: tuple[torch.Size, ...]
 
     @staticmethod
     def take(graph: Graph) -> GraphSnapshot:
@@ -37,16 +40,34 @@ class GraphSnapshot:
             graph.history,
             graph.graph,
             tuple((node, node.target, node.args, dict(node.kwargs)) for node in graph.graph.nodes),
-            tuple((module, _attributes(module)) for module in graph.modules()),
+            *_held(graph),
         )
+
+    def is_current(self) -> bool:
+        """Whether the graph still is what was noted, by identities and shapes; values are not compared."""
+        graph, nodes = self.graph, self.graph.graph.nodes
+        return (
+            graph.channels is self.channels
+            and graph.history is self.history
+            and graph.graph is self.program
+            and len(nodes) == len(self.calls)
+            and all(node is call[0] and _is_as_in(call) for node, call in zip(nodes, self.calls, strict=True))
+            and self._holds_the_same()
+        )
+
+    def _holds_the_same(self) -> bool:
+        modules, shapes = _held(self.graph)
+        alike = shapes == self.shapes and len(modules) == len(self.modules)
+        return alike and all(map(_is_same, modules, self.modules))
 
     def restore(self) -> None:
         """Puts everything back; the generated code is made anew where the program had changed."""
         changed = self.graph.history is not self.history
         self.graph.attach(self.channels)
         self.graph.history = self.history
-        for node, target, args, kwargs in self.calls:
-            if node.target is not target or node.args is not args or dict(node.kwargs) != kwargs:
+        for call in self.calls:
+            if not _is_as_in(call):
+                node, target, args, kwargs = call
                 node.target, node.args, node.kwargs = target, args, kwargs
                 changed = True
         for module, attributes in self.modules:
@@ -68,6 +89,35 @@ def restored(graph: Graph) -> Generator[None]:
 
 
 _TABLES = ("_parameters", "_buffers")
+_Call = tuple[fx.Node, Any, tuple[Any, ...], dict[str, Any]]
+_Held = tuple[nn.Module, dict[str, Any]]
+
+
+def _is_as_in(call: _Call) -> bool:
+    node, target, args, kwargs = call
+    return node.target is target and node.args is args and dict(node.kwargs) == kwargs
+
+
+def _is_same(one: _Held, other: _Held) -> bool:
+    """Whether two notes of a module agree; tensors are compared by identity."""
+    (module, attributes), (noted, held) = one, other
+    if module is not noted or attributes.keys() != held.keys():
+        return False
+    return all(
+        _identities(value) == _identities(held[name]) if name in _TABLES else value == held[name]
+        for name, value in attributes.items()
+    )
+
+
+def _identities(table: dict[str, Any]) -> dict[str, int]:
+    return {name: id(tensor) for name, tensor in table.items()}
+
+
+def _held(graph: Graph) -> tuple[tuple[_Held, ...], tuple[torch.Size, ...]]:
+    """Returns what each module holds, and the shapes of all tensors."""
+    modules = tuple((module, _attributes(module)) for module in graph.modules())
+    shapes = tuple(tensor.shape for tensor in held_tensors(module for module, _ in modules))
+    return modules, shapes
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

@@ -27,15 +27,23 @@ class Child:
 class Morphism:
     """A change of one channel group.
 
+    A kind of morphism is a subclass that declares what follows here, with a pass that applies it
+    (``passes.morph_channels``).
+
     Attributes:
         space: Name of the channel space.
         index: Index of the group in the space.
+        kind: Its name, in remarks and messages.
+        done: What was done to the group, once it is applied.
+        children: The groups that the group becomes.
+        allowed: The verdicts under which it is legal.
     """
 
     space: str
     index: int
 
     kind: ClassVar[str]
+    done: ClassVar[str]
     children: ClassVar[tuple[Child, ...]]
     allowed: ClassVar[tuple[VerdictKind, ...]]
 

@@ -14,5 +14,6 @@ class Prune(Morphism):
     """Removes one channel group."""
 
     kind: ClassVar[str] = "prune"
+    done: ClassVar[str] = "pruned"
     children: ClassVar[tuple[Child, ...]] = ()
     allowed: ClassVar[tuple[VerdictKind, ...]] = ("exact", "prune-only")

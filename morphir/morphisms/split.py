@@ -33,6 +33,7 @@ class Split(Morphism):
     theta: Theta | None = field(default=None, compare=False, repr=False)
 
     kind: ClassVar[str] = "split"
+    done: ClassVar[str] = "split in two"
     children: ClassVar[tuple[Child, ...]] = (Child(0.5, +1), Child(0.5, -1))
     allowed: ClassVar[tuple[VerdictKind, ...]] = ("exact",)
 

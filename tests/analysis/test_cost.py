@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from morphir.analysis.cost import Cost, cost, delta_cost, delta_cost_of_copies, delta_costs
+from morphir.analysis.cost import ADDED, Cost, cost, delta_cost, delta_cost_of_copies
 from morphir.analysis.tracing import trace
 from morphir.errors import MorphirError
+from morphir.ir.graph import Graph
+from morphir.morphisms.base import Morphism
+from morphir.morphisms.prune import Prune
+from morphir.morphisms.split import Split
 
 BATCH = 3
 
@@ -112,6 +117,10 @@ def test_cost_of_a_graph(name: str) -> None:
     assert cost(trace(model, example())) == counted(model)
 
 
+def changes(graph: Graph, kind: Any, space: str) -> list[Cost]:
+    return [delta_cost(graph, kind, space, index) for index in range(graph.space(space).width)]
+
+
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("kind", ["split", "prune"])
 def test_change_of_one_morphism_is_that_of_the_model_of_the_new_width(name: str, kind: str) -> None:
@@ -121,8 +130,7 @@ def test_change_of_one_morphism_is_that_of_the_model_of_the_new_width(name: str,
         widths = list(WIDTHS)
         widths[position] += 1 if kind == "split" else -1
         expected = counted(build(*widths)) - before
-        assert delta_costs(graph, kind, space) == [expected] * WIDTHS[position]
-        assert delta_cost(graph, kind, space, 1) == expected
+        assert changes(graph, kind, space) == [expected] * WIDTHS[position]
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -150,8 +158,8 @@ def test_groups_of_one_space_may_cost_differently() -> None:
 
     graph = trace(Unequal(), torch.randn(BATCH, 3))
     rows, left, right = Cost(4, 3), Cost(7, 7), Cost(5, 5)
-    assert delta_costs(graph, "split", "first") == [rows + left, rows + right, rows + right]
-    assert delta_costs(graph, "prune", "first") == [-(rows + left), -(rows + right), -(rows + right)]
+    assert changes(graph, "split", "first") == [rows + left, rows + right, rows + right]
+    assert changes(graph, "prune", "first") == [-(rows + left), -(rows + right), -(rows + right)]
 
 
 def test_shared_parameters_count_once_and_their_products_every_time() -> None:
@@ -178,6 +186,11 @@ def test_costs_follow_a_replaced_channel_layer() -> None:
     assert cost(graph).macs == cost(wider).macs
 
 
+def test_the_kinds_of_morphisms_are_those_that_are_declared() -> None:
+    kinds: tuple[type[Morphism], ...] = (Split, Prune)
+    assert {kind.kind: len(kind.children) - 1 for kind in kinds} == ADDED
+
+
 def test_arithmetic_and_text() -> None:
     assert Cost(3, 5) + Cost(1, 2) - Cost(2, 2) == -Cost(-2, -5)
     assert str(Cost(1234, 5678901)) == "1,234 parameters, 5,678,901 MACs"
@@ -186,7 +199,7 @@ def test_arithmetic_and_text() -> None:
 def test_unknown_spaces_and_groups_and_plans_of_another_width_are_refused() -> None:
     graph = trace(plain(4, 6), example())
     with pytest.raises(MorphirError, match="no channel space 'conv'"):
-        delta_costs(graph, "split", "conv")
+        delta_cost(graph, "split", "conv", 0)
     with pytest.raises(MorphirError, match="no channel group 4"):
         delta_cost(graph, "split", "0", 4)
     with pytest.raises(MorphirError, match="has 4 channel groups, the plan names 3"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -45,6 +47,9 @@ def test_what_does_not_follow_is_frozen_at_its_node_and_the_rest_is_not() -> Non
     assert str(verdict.source).startswith("test_rehearsal.py:") and verdict.suggestion
     transform(graph, [Split("first", 0)])
     assert facts(graph, "second") == {("frozen", "trial-failed", "halves_joined")}, "kept over rewrites"
+    clone = copy.deepcopy(graph)
+    transform(clone, [Split("first", 0)])
+    assert facts(clone, "second") == {("frozen", "trial-failed", "halves_joined")}, "kept by copies"
 
 
 class WrittenDown(Halved):

@@ -57,7 +57,7 @@ class WrongSplit(Pass):
         remark = Remark(
             "applied", "split", "split in two", self.space, self.index, node.name, source_of(node)
         )
-        return PassResult((wrong,), (remark,), modified=True)
+        return PassResult((wrong,), (remark,))
 
 
 def splits(count: int, wrong: int | None = None, seed: int = 0) -> Iterator[Pass]:

@@ -49,7 +49,7 @@ class Listening(Instrument):
         self._note("before pass", name, graph)
 
     def after_pass(self, name: str, graph: Graph, result: PassResult, seconds: float) -> None:
-        assert result.modified and seconds >= 0
+        assert result.index_maps and seconds >= 0
         self._note("after pass", name, graph)
 
     def before_rewrite(self, rewrite: PendingRewrite) -> None:

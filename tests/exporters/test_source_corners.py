@@ -172,7 +172,21 @@ class Lists(nn.Module):
         return left * y + right * z
 
 
+class Counted(nn.Module):
+    """Sizes read in every way that there is; one that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(48, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = x.nelement() // x.size(0)
+        x.nelement()
+        return self.linear(x.view(-1, count)) / (x.nelement() + x.numel() + x.shape[1] * x.dim() - x.ndim)
+
+
 CASES = {
+    "counted": (Counted, IMAGE),
     "same-twice": (SameTwice, ROW),
     "borrowed": (Borrowed, ROW),
     "pairs": (Pairs, ROW),
@@ -203,3 +217,15 @@ def test_source_computes_what_the_model_computes(case: str, tmp_path: Path) -> N
     assert network.state_dict().keys() == model.state_dict().keys()
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert {name for name, parameter in network.named_parameters() if not parameter.requires_grad} == frozen
+
+
+def test_sizes_are_written_as_expressions(tmp_path: Path) -> None:
+    model = Counted().eval()
+    exported = export_pytorch(trace_program(model, IMAGE.clone()), tmp_path / "net.py")
+    source = exported.source.read_text()
+    assert "x.nelement() // x.size(0)\n" in source and "/ (((x.nelement() + x.numel()) + " in source
+    assert source.count("nelement()") == 2, "the one that nothing reads is left out"
+    namespace: dict[str, object] = {"__name__": "exported", "__file__": str(exported.source)}
+    exec(compile(source, "net.py", "exec"), namespace)
+    network, other = namespace["load"](), torch.linspace(-1, 1, 5 * 48).view(5, 3, 4, 4)
+    assert torch.equal(network(other), model(other))

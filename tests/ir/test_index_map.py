@@ -17,7 +17,6 @@ PRUNE = IndexMap("a", 4, (1, 2, 3), (1.0, 1.0, 1.0), (0, 0, 0))
 def test_text_names_every_groups_origin() -> None:
     assert str(SPLIT) == "a: 3 -> 4 [0 1+ 1- 2]"
     assert SPLIT.copies() == ((0,), (1, 2), (3,))
-    assert not SPLIT.is_identity and IndexMap.identity("a", 3).is_identity
 
 
 def test_composition_gathers_as_both_steps_do() -> None:

@@ -206,6 +206,13 @@ def test_what_is_no_module_is_refused() -> None:
         trace(lambda x: x, torch.randn(1))
 
 
+def test_an_unknown_node_is_named() -> None:
+    graph = trace(Dropping(), torch.randn(2, 4))
+    assert [graph.node(node.name) for node in graph.graph.nodes] == list(graph.graph.nodes)
+    with pytest.raises(MorphirError, match="no node 'twoo'\n.*did you mean two\\? .*print_graph"):
+        graph.node("twoo")
+
+
 def test_an_unknown_space_or_group_is_named() -> None:
     graph = trace(Dropping(), torch.randn(2, 4))
     with pytest.raises(MorphirError, match="no channel space 'three'.*\n.*one, two"):

@@ -83,6 +83,42 @@ def test_moments_are_those_of_the_new_coordinates() -> None:
         torch.testing.assert_close(carried[key], parameter.grad, rtol=1e-9, atol=1e-9, msg=key)
 
 
+def test_gradients_are_those_of_the_new_coordinates() -> None:
+    graph, inputs = settled()
+    graph.eval()
+    result = transform(graph, [Split("0", 1, {"0.weight": torch.randn(3, 3, 3, dtype=torch.float64)})])
+    graph(inputs).square().sum().backward()
+    PassManager((ReexpressBatchNorm([inputs], result.index_maps),)).run(graph)
+    carried = {key: parameter.grad for key, parameter in graph.named_parameters()}
+    graph.zero_grad()
+    graph(inputs).square().sum().backward()
+    for key, parameter in graph.named_parameters():
+        torch.testing.assert_close(carried[key], parameter.grad, rtol=1e-9, atol=1e-9, msg=key)
+
+
+def test_norms_that_share_their_affine_map_are_remarked_and_left() -> None:
+    """Two norms with statistics of their own would need two new gammas for one."""
+
+    class Sharing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+            self.one, self.two = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+            self.two.weight, self.two.bias = self.one.weight, self.one.bias
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return self.out(self.one(y).relu() + self.two(y * y))
+
+    inputs = torch.randn(4, 3, 5, 5)
+    graph = trace(Sharing().eval(), inputs)
+    result = transform(graph, [Split("conv", 1)])
+    before = graph(inputs)
+    report = PassManager((ReexpressBatchNorm([inputs], result.index_maps),)).run(graph)
+    assert [remark.code for remark in report.remarks] == ["batch-norm-shared"] * 2
+    assert torch.equal(graph(inputs), before)
+
+
 def test_a_norm_without_affine_map_is_remarked_and_left() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Conv2d(4, 2, 1))
     inputs = torch.randn(4, 3, 5, 5)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from morphir.analysis.tracing import trace
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.ir.trace import trace_program
+from morphir.morphisms.base import Child, Morphism
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
 from morphir.seeds import resolve
+from passes.morph_channels import MorphChannels, PruneChannels, SplitChannels
 from passes.transform import replay, transform
 
 
@@ -325,3 +328,48 @@ def test_what_is_no_history_is_not_replayed(rewrites: Any) -> None:
         replay(graph, [], "sgd")  # type: ignore[arg-type]
     with pytest.raises(MorphirError, match=r"expected a morphir\.Graph, got Linear"):
         replay(nn.Linear(2, 2), [])  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Triple(Split):
+    """Three channels for one, which compute the same together."""
+
+    kind: ClassVar[str] = "triple"
+    done: ClassVar[str] = "made three"
+    children: ClassVar[tuple[Child, ...]] = (Child(1 / 3, 0),) * 3
+
+
+@dataclass(frozen=True)
+class TripleChannels(MorphChannels):
+    name: ClassVar[str] = "triple-channels"
+    morphism: ClassVar[type[Morphism]] = Triple
+
+
+def test_a_morphism_that_no_pass_applies_is_refused() -> None:
+    graph, _ = two_layers()
+    before = graph.graph, graph.channels, graph.history
+    message = "no pass applies the morphism Triple of conv\\[1\\]\n.*known kinds are split, prune; .*PASSES"
+    with pytest.raises(MorphirError, match=message):
+        transform(graph, [Split("conv", 0), Triple("conv", 1)])
+    with pytest.raises(MorphirError, match="no pass applies the morphism Morphism of conv"):
+        transform(graph, [Morphism("conv", 1)])
+    assert before == (graph.graph, graph.channels, graph.history)
+
+
+def test_a_new_morphism_takes_a_declaration_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All indices are those before the call, whichever pass comes first."""
+    graph, inputs = two_layers()
+    kernel, pruned = graph.conv.weight.detach(), two_layers()[0]
+    pruned.load_state_dict(graph.state_dict())
+    transform(pruned, [Prune("conv", 2)])
+    table = {"split": SplitChannels, "triple": TripleChannels, "prune": PruneChannels}
+    monkeypatch.setattr("passes.transform.PASSES", table)
+    result = transform(graph, [Prune("conv", 2), Triple("conv", 1), Split("conv", 0)])
+    assert [rewrite.name for rewrite in result.rewrites] == [
+        "split-channels",
+        "triple-channels",
+        "prune-channels",
+    ]
+    assert [remark.message for remark in result.remarks] == ["split in two", "made three", "pruned"]
+    assert torch.equal(graph.conv.weight, kernel[[0, 0, 1, 1, 1, 3]])
+    assert relative(graph(inputs), pruned(inputs)) < 1e-12

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -20,6 +20,7 @@ from morphir.runtime.learning.theta_optimizer import ThetaOptimizerName
 LearningRateSchedule = Literal["constant", "steps", "cosine"]
 ThetaSchedule = Literal["constant", "cosine"]
 Final = Literal["retrain", "fine-tune", "none"]
+Positive = Annotated[float, Field(gt=0)]
 LARGEST_SEED = 2**63 - 1
 """torch's generators take no more than 64 bits, and each phase counts up from the seed."""
 
@@ -32,7 +33,7 @@ class GrowthConfig(BaseModel):
             allowed.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     phases: int = Field(
         8, ge=0, description="growth phases; each trains weights, learns morphisms, and rewrites"
@@ -49,8 +50,9 @@ class GrowthConfig(BaseModel):
     nesterov: bool = Field(True, description="Nesterov's momentum")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay")
     lr_schedule: LearningRateSchedule = Field("steps", description="how the rate falls while growing")
-    milestones: tuple[float, ...] = Field(
-        (0.5, 0.75), description="where 'steps' multiplies by gamma: fractions up to 1, or epochs"
+    milestones: tuple[Positive, ...] = Field(
+        (0.5, 0.75),
+        description="where 'steps' multiplies by gamma: up to 1 fractions of all epochs, above 1 epochs",
     )
     gamma: float = Field(0.1, gt=0, le=1, description="factor at a milestone")
 
@@ -88,7 +90,7 @@ class GrowthConfig(BaseModel):
     max_parameters: int | None = Field(None, ge=1, description="no phase grows past this many parameters")
     max_macs: int | None = Field(None, ge=1, description="no phase grows past this many multiply-accumulates")
     min_width: int = Field(1, ge=1, description="prunes leave at least this many groups of a space")
-    theta_factors: tuple[float, ...] = Field(
+    theta_factors: tuple[Positive, ...] = Field(
         (1.0, 0.7, 0.5, 0.35, 0.25),
         min_length=1,
         description="factors on theta that a whole selection is tried with; one alone is taken as it is",
@@ -146,6 +148,14 @@ class GrowthConfig(BaseModel):
     def _nesterov_has_momentum(self) -> GrowthConfig:
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _phases_may_change_something(self) -> GrowthConfig:
+        if self.phases and not (self.splits or self.prunes):
+            raise ValueError(
+                "phases have nothing to do where neither splits nor prunes are allowed: phases=0"
+            )
         return self
 
     @staticmethod

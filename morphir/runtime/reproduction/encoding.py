@@ -42,7 +42,7 @@ class ApplyMaps(Pass):
     def apply(self, rewriter: Rewriter) -> PassResult:
         """Applies them."""
         rewriter.apply(self.title, self.maps, self.morphisms)
-        return PassResult(self.maps, modified=True)
+        return PassResult(self.maps)
 
 
 def encode(value: Any) -> Any:

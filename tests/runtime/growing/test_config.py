@@ -42,6 +42,17 @@ def test_paper_preset_has_the_papers_values() -> None:
         ({"seed": 10**23}, "seed: .*less than or equal to 9223372036854775807"),
         ({"learn_curvature": "bach"}, "learn_curvature: there is no such .* auto, .*batch.*got 'bach'"),
         ({"score_curvature": "sampled"}, "score_curvature: there is no such curvature.*got 'sampled'"),
+        (
+            {"theta_factors": (-1.0, 0.0)},
+            "theta_factors.0: .*greater than 0, got -1.0; theta_factors.1: .*got 0",
+        ),
+        ({"milestones": (-3,)}, "milestones.0: .*greater than 0, got -3"),
+        ({"milestones": (0.5, 0)}, "milestones.1: .*greater than 0, got 0"),
+        ({"milestones": (float("nan"),)}, "milestones.0: .*finite number, got nan"),
+        ({"lr": float("inf")}, "lr: .*finite number, got inf"),
+        ({"final_lr": float("nan")}, "final_lr: .*finite number, got nan"),
+        ({"lambda_macs": float("inf")}, "lambda_macs: .*finite number, got inf"),
+        ({"splits": False, "prunes": False}, "nothing to do where neither splits nor prunes .*phases=0"),
         ({"final": "again"}, "final: .*'retrain', 'fine-tune' or 'none'"),
     ],
 )
@@ -102,6 +113,17 @@ def test_learning_rates() -> None:
     assert rates[4:] == pytest.approx([0.4, 0.4 * (0.5 + 0.5 * 0.5**0.5), 0.2, 0.4 * (0.5 - 0.5 * 0.5**0.5)])
     assert learning_rate(config, slots[0], 0.0, base=1.0) == 1.0
     assert learning_rate(config, slots[4], 0.5, base=1.0) < 0.4
+
+
+def test_a_milestone_of_one_is_the_end_and_not_the_first_epoch() -> None:
+    config = GrowthConfig(phases=2, lr=0.2, lr_schedule="steps", milestones=(1,), final="none")
+    assert [learning_rate(config, slot, 0.0) for slot in plan(config)] == [0.2] * 4
+    shortly_after = config.model_copy(update={"milestones": (1.01,)})
+    assert learning_rate(shortly_after, plan(config)[2], 0.0) == pytest.approx(0.02)
+
+
+def test_without_phases_nothing_has_to_be_allowed() -> None:
+    assert GrowthConfig(phases=0, splits=False, prunes=False).phases == 0
 
 
 def test_thetas_rate_falls_to_nothing_over_a_phase_or_stays() -> None:

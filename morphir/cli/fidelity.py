@@ -40,7 +40,7 @@ from morphir.runtime.fidelity.together import Applied, together
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.recalibration import recalibrate
 from morphir.runtime.growing.run_state import new_optimizer
-from morphir.runtime.growing.training import LossMeter, Placement, evaluate, train_epoch
+from morphir.runtime.growing.training import LossMeter, Placement, evaluate, place, train_epoch
 from morphir.runtime.learning.curvature import CURVATURES, curvature
 from morphir.runtime.storage.files import cannot_write
 
@@ -119,7 +119,7 @@ def command(
     problem = _trained(graph, dataset, config, epochs, learn_epochs)
     held_back = _held_back(problem, dataset, images)
     if many:
-        _measure_many(problem, config, held_back, out)
+        _measure_many(problem, held_back, out)
     else:
         _measure(problem, study, held_back, out)
 
@@ -147,25 +147,12 @@ def _graph(name: str, width: int | None, dataset: Dataset) -> Graph:
 
 def _trained(graph: Graph, dataset: Dataset, config: GrowthConfig, epochs: int, learn_epochs: int) -> Problem:
     """Trains the network, and returns what is to be learned on it."""
-    placement = Placement(torch.device(config.device or "cpu"))
-    graph.to(placement.device)
+    placement = Placement(torch.device(config.device or "cpu"), config.amp, config.channels_last)
+    place(graph, placement)
     _train(graph, dataset, config, placement, epochs)
     batches = partial(_epoch, dataset, config, placement)
     recalibrate(graph, batches(0), placement, config.recalibration_batches)
-    return Problem(
-        graph,
-        (),
-        batches,
-        _LOSS,
-        placement,
-        epochs=learn_epochs,
-        optimizer=config.theta_optimizer,
-        lr=config.theta_lr,
-        absolute_lr=config.theta_lr_absolute,
-        schedule=config.theta_lr_schedule,
-        scale=config.theta_scale,
-        seed=config.seed,
-    )
+    return Problem(graph, (), batches, _LOSS, placement, config, learn_epochs)
 
 
 def _epoch(dataset: Dataset, config: GrowthConfig, placement: Placement, epoch: int) -> Any:
@@ -202,9 +189,9 @@ def _measure(problem: Problem, study: Study, held_back: Sequence[Any], out: Path
     print_measured(measured, study)
 
 
-def _measure_many(problem: Problem, config: GrowthConfig, held_back: Sequence[Any], out: Path) -> None:
-    trial: list[Any] = list(islice(problem.batches(0), config.trial_batches))
-    print_many(list(_kept(together(problem, config, trial, held_back), out / "together.jsonl")))
+def _measure_many(problem: Problem, held_back: Sequence[Any], out: Path) -> None:
+    trial: list[Any] = list(islice(problem.batches(0), problem.config.trial_batches))
+    print_many(list(_kept(together(problem, trial, held_back), out / "together.jsonl")))
 
 
 def _kept(measured: Iterable[_Line], path: Path) -> Iterator[_Line]:

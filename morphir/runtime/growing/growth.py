@@ -14,7 +14,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn, optim
 
 from morphir.ir.graph import Graph, require_graph
@@ -25,7 +24,7 @@ from morphir.runtime.growing.progress import ProgressReporter
 from morphir.runtime.growing.randomness import deterministic_algorithms, seed_everything
 from morphir.runtime.growing.run_state import Job, RunState, load_state, new_optimizer, save_state
 from morphir.runtime.growing.schedule import plan
-from morphir.runtime.growing.training import Batches, Evaluation, Loss, Placement, evaluate
+from morphir.runtime.growing.training import Batches, Evaluation, Loss, Placement, evaluate, place
 from morphir.runtime.growing.validation import (
     check_configuration,
     check_data,
@@ -160,9 +159,7 @@ def _resumable() -> Generator[None]:
 
 def _place(job: Job) -> None:
     """Moves the graph, and tries the data on it."""
-    job.graph.to(job.placement.device)
-    if job.config.channels_last:
-        job.graph.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    place(job.graph, job.placement)
     check_data(job.graph, job.train_data, job.loss, job.placement, "training data")
     if job.eval_data is not None:
         check_data(job.graph, job.eval_data, job.loss, job.placement, "evaluation data")

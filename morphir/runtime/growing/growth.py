@@ -111,7 +111,7 @@ def grow(
     check_kept(graph, config)
     device = resolve_device(config.device, graph.device)
     placement = Placement(device, config.amp, config.channels_last)
-    with ProgressReporter(quiet=True) if quiet else ProgressReporter() as progress:
+    with ProgressReporter(quiet=quiet) as progress:
         directory = None if out is None else RunDirectory(Path(out))
         job = Job(
             graph,

@@ -80,8 +80,8 @@ def grow(
     Args:
         graph: A traced network.
         train_data: Batches ``(inputs, targets)`` that can be iterated over again and again: a list, a torch
-            ``DataLoader``,
-            ``morphir.data``'s loader. ``set_epoch(epoch)`` is called before each epoch where there is one.
+            ``DataLoader``, ``morphir.data``'s loader. ``set_epoch(epoch)`` is called before each epoch where
+            there is one.
         loss: Of outputs and targets; per sample ``[N]``, or their mean.
         config: The options; the defaults where None.
         eval_data: Batches for the test error.
@@ -89,8 +89,7 @@ def grow(
         callbacks: Functions of one :data:`~morphir.runtime.growing.events.Event`.
         out: Directory for configuration, metrics, checkpoints and more; must be empty or not there yet.
         resume: Continue the run in ``out``, with a fresh trace of the same model. On a CPU the finished
-            network is
-            bit for bit that of an uninterrupted run.
+            network is bit for bit that of an uninterrupted run.
         initialise: Makes new weights for the final training (``seeds`` have their own); else
             ``reset_parameters`` does.
         quiet: Show no progress.

@@ -1,8 +1,7 @@
 """Plain training and evaluation of a graph: one epoch, without waiting for the device inside a step.
 
 Losses stay on the device and are read every few steps, all at once; that is also when a loss that is not
-finite is found and
-the step named.
+finite is found and the step named.
 """
 
 from __future__ import annotations

@@ -29,25 +29,36 @@ if TYPE_CHECKING:
     from morphir.analysis.explain import explain
     from morphir.analysis.locality import locality
     from morphir.analysis.tracing import trace
+    from morphir.ir.channels import ChannelSpace, Verdict
     from morphir.ir.graph import Graph
     from morphir.ir.printer import print_graph
+    from morphir.ir.remarks import Remark
     from morphir.ir.verify import verify
+    from morphir.morphisms.base import Morphism
     from morphir.morphisms.prune import Prune
     from morphir.morphisms.split import Split
     from morphir.runtime.growing.config import GrowthConfig
-    from morphir.runtime.growing.growth import grow
-    from morphir.runtime.learning.learner import Learner
-    from passes.transform import replay, transform
+    from morphir.runtime.growing.growth import GrowthResult, grow
+    from morphir.runtime.learning.learner import Learner, Score, StepResult
+    from passes.transform import TransformResult, replay, transform
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChannelSpace",
     "Graph",
     "GrowthConfig",
+    "GrowthResult",
     "Learner",
     "MorphirError",
+    "Morphism",
     "Prune",
+    "Remark",
+    "Score",
     "Split",
+    "StepResult",
+    "TransformResult",
+    "Verdict",
     "cost",
     "explain",
     "export_onnx",
@@ -62,11 +73,19 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ChannelSpace": "morphir.ir.channels",
     "Graph": "morphir.ir.graph",
     "GrowthConfig": "morphir.runtime.growing.config",
+    "GrowthResult": "morphir.runtime.growing.growth",
     "Learner": "morphir.runtime.learning.learner",
+    "Morphism": "morphir.morphisms.base",
     "Prune": "morphir.morphisms.prune",
+    "Remark": "morphir.ir.remarks",
+    "Score": "morphir.runtime.learning.learner",
     "Split": "morphir.morphisms.split",
+    "StepResult": "morphir.runtime.learning.learner",
+    "TransformResult": "passes.transform",
+    "Verdict": "morphir.ir.channels",
     "cost": "morphir.analysis.cost",
     "explain": "morphir.analysis.explain",
     "export_onnx": "exporters.onnx",

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from exporters.registry import EXPORTERS
-from morphir.cli.options import Channels, Classes, ImageSize, Subject, Width
+from morphir.cli.options import Channels, Classes, ImageSize, Subject, Target, Width
 from morphir.cli.runs import is_run, load_subject
 from morphir.errors import MorphirError
 
 
 def command(
     subject: Subject,
-    to: Annotated[str, typer.Option(help="Target: pytorch or onnx.", show_default=False)],
+    to: Target,
     out: Annotated[
         Path | None, typer.Option(help="File to write; RUN/network.* or ./network.* if left out.")
     ] = None,

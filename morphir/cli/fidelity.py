@@ -14,44 +14,55 @@ import torch
 import typer
 from torch.nn import functional
 
+from morphir.cli.fidelity_tables import draw, print_many, print_measured
 from morphir.cli.models import check_classes
-from morphir.cli.options import Subject, Threads, Width
-from morphir.cli.output import print_table
-from morphir.cli.runs import DataSpec, is_run, load_subject
+from morphir.cli.options import (
+    Assignments,
+    Data,
+    DataDir,
+    Device,
+    Download,
+    Limit,
+    Preset,
+    Seed,
+    Subject,
+    Threads,
+    Width,
+)
+from morphir.cli.runs import DataSpec, is_run, load_subject, sizes_of
 from morphir.cli.settings import growth_config, placed
 from morphir.data import eval_loader, train_loader
 from morphir.data.dataset import Dataset
 from morphir.ir.graph import Graph
 from morphir.runtime.fidelity.learners import Problem
-from morphir.runtime.fidelity.plots import plot_estimates, plot_gains
-from morphir.runtime.fidelity.study import PRUNES, Measured, Study, agreement, by_space
+from morphir.runtime.fidelity.study import Measured, Study
 from morphir.runtime.fidelity.together import Applied, together
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.recalibration import recalibrate
 from morphir.runtime.growing.run_state import new_optimizer
-from morphir.runtime.growing.training import LossMeter, Placement, evaluate, train_epoch
+from morphir.runtime.growing.training import LossMeter, Placement, evaluate, place, train_epoch
 from morphir.runtime.learning.curvature import CURVATURES, curvature
-from morphir.runtime.storage.files import cannot_write, write_atomic
+from morphir.runtime.storage.files import cannot_write
 
 _TRAIN_EPOCHS = 2
+_CURVATURES = ", ".join(CURVATURES)
 _Line = TypeVar("_Line", Measured, Applied)
 _LOSS = partial(functional.cross_entropy, reduction="none")
 
 
 def command(
     model: Subject,
-    data: Annotated[str, typer.Option(help="digits, fashion-mnist, cifar10, cifar100 or imagefolder:DIR.")],
-    out: Annotated[Path, typer.Option(help="Folder for the table, the figures and the numbers.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the numbers and the figures.", show_default=False)],
     width: Width = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Where the data's files lie.", show_default=False)
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Use the first so many training images only.", show_default=False)
-    ] = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    limit: Limit = None,
     train_epochs: Annotated[
         int | None,
-        typer.Option(help="Epochs of training before; 2, or 0 for a run.", min=0, show_default=False),
+        typer.Option(
+            help=f"Epochs of training before; {_TRAIN_EPOCHS}, or 0 for a run.", min=0, show_default=False
+        ),
     ] = None,
     learn_epochs: Annotated[int, typer.Option(help="Epochs of morphism learning.", min=1)] = 1,
     images: Annotated[int, typer.Option(help="Test images that the loss is measured on.", min=1)] = 2000,
@@ -65,12 +76,9 @@ def command(
     ] = None,
     learn: Annotated[
         list[str] | None,
-        typer.Option(help="Curvature to learn with; may be given again. All but none if left out."),
+        typer.Option(help=f"Curvature to learn with: {_CURVATURES}. May be given again; all but none."),
     ] = None,
-    score: Annotated[
-        list[str] | None,
-        typer.Option(help="Curvature to score with; may be given again. All but none if left out."),
-    ] = None,
+    score: Annotated[list[str] | None, typer.Option(help="Curvature to score with, likewise.")] = None,
     baselines: Annotated[
         bool,
         typer.Option("--baselines", help="Compare with steepest descent, expanded networks, random thetas."),
@@ -82,17 +90,10 @@ def command(
             "--many", help="Measure a growth run's whole selection, applied at once, and nothing else."
         ),
     ] = False,
-    preset: Annotated[str, typer.Option(help="Whose learning rates and batch size are used.")] = "laptop",
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="One option of the configuration.", show_default=False
-        ),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto; auto if left out.", show_default=False)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seeds every random choice.")] = 0,
+    preset: Preset = None,
+    assignments: Assignments = None,
+    device: Device = None,
+    seed: Seed = None,
     threads: Threads = None,
 ) -> None:
     """Measure how close the estimates are to the truth, and what each way to learn theta truly gains.
@@ -107,49 +108,27 @@ def command(
     morphir fidelity vgg19 --width 8 --data digits --many --out runs/fidelity-together
     morphir fidelity runs/demo --data digits --set theta_lr=0.02 --out runs/fidelity-demo
     """  # noqa: D301
-    chosen = [name for name in CURVATURES if name != "none"]
-    study = Study(_known(learn) or chosen, _known(score) or chosen, baselines, prunes, per_space)
+    study = Study(_chosen(learn), _chosen(score), baselines, prunes, per_space)
     config = placed(growth_config(preset, None, assignments or (), seed=seed), device)
     torch.set_num_threads(threads or torch.get_num_threads())
-    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
-    dataset = DataSpec(data=data, data_dir=data_dir, limit=limit).load()
+    torch.manual_seed(config.seed)  # pyright: ignore[reportUnknownMemberType]
+    dataset = DataSpec(data=data, data_dir=data_dir, limit=limit).load(download=download)
     graph = _graph(model, width, dataset)
-    placement = Placement(torch.device(config.device or "cpu"))
-    graph.to(placement.device)
     _make_folder(out)
     epochs = (0 if is_run(model) else _TRAIN_EPOCHS) if train_epochs is None else train_epochs
-    _train(graph, dataset, config, placement, epochs)
-    recalibrate(graph, _epoch(dataset, config, placement, 0), placement, config.recalibration_batches)
-    batches = eval_loader(dataset, device=placement.device)
-    held_back = list(islice(batches, -(-images // batches.batch_size)))
-    typer.echo(_evaluation(graph, held_back, placement))
-    problem = Problem(
-        graph,
-        (),
-        partial(_epoch, dataset, config, placement),
-        _LOSS,
-        placement,
-        epochs=learn_epochs,
-        optimizer=config.theta_optimizer,
-        lr=config.theta_lr,
-        absolute_lr=config.theta_lr_absolute,
-        schedule=config.theta_lr_schedule,
-        scale=config.theta_scale,
-        seed=seed,
-    )
+    problem = _trained(graph, dataset, config, epochs, learn_epochs)
+    held_back = _held_back(problem, dataset, images)
     if many:
-        trial: list[Any] = list(islice(_epoch(dataset, config, placement, 0), config.trial_batches))
-        _print_many(list(_kept(together(problem, config, trial, held_back), out / "together.jsonl")))
-        return
-    measured = list(_kept(study.run(problem, held_back, progress=typer.echo), out / "morphisms.jsonl"))
-    _draw(out, measured, study)
-    _print(measured, study)
+        _measure_many(problem, held_back, out)
+    else:
+        _measure(problem, study, held_back, out)
 
 
-def _known(names: Sequence[str] | None) -> list[str]:
+def _chosen(names: Sequence[str] | None) -> list[str]:
+    """Returns the curvatures that were named, all but ``none`` where none was."""
     for name in names or ():
         curvature(name)
-    return list(names or ())
+    return list(names or (name for name in CURVATURES if name != "none"))
 
 
 def _make_folder(out: Path) -> None:
@@ -161,10 +140,19 @@ def _make_folder(out: Path) -> None:
 
 
 def _graph(name: str, width: int | None, dataset: Dataset) -> Graph:
-    sizes = {"channels": dataset.channels, "classes": dataset.classes, "image_size": dataset.image_size}
-    graph = load_subject(name, width=width, **sizes)
+    graph = load_subject(name, width=width, **sizes_of(dataset))
     check_classes(graph, name, dataset.classes)
     return graph
+
+
+def _trained(graph: Graph, dataset: Dataset, config: GrowthConfig, epochs: int, learn_epochs: int) -> Problem:
+    """Trains the network, and returns what is to be learned on it."""
+    placement = Placement(torch.device(config.device or "cpu"), config.amp, config.channels_last)
+    place(graph, placement)
+    _train(graph, dataset, config, placement, epochs)
+    batches = partial(_epoch, dataset, config, placement)
+    recalibrate(graph, batches(0), placement, config.recalibration_batches)
+    return Problem(graph, (), batches, _LOSS, placement, config, learn_epochs)
 
 
 def _epoch(dataset: Dataset, config: GrowthConfig, placement: Placement, epoch: int) -> Any:
@@ -183,10 +171,27 @@ def _train(graph: Graph, dataset: Dataset, config: GrowthConfig, placement: Plac
         typer.echo(f"epoch {epoch + 1}: training loss {meter.mean():.4f}")
 
 
-def _evaluation(graph: Graph, held_back: Any, placement: Placement) -> str:
-    found = evaluate(graph, held_back, _LOSS, placement)
+def _held_back(problem: Problem, dataset: Dataset, images: int) -> list[Any]:
+    """Returns the test batches that the truth is measured on, and prints how good the network is on them."""
+    batches = eval_loader(dataset, device=problem.placement.device)
+    held_back = list(islice(batches, -(-images // batches.batch_size)))
+    found = evaluate(problem.graph, held_back, _LOSS, problem.placement)
     error = "" if found.error is None else f", error {found.error:.2%}"
-    return f"test loss {found.loss:.4f}{error} on {found.samples} images"
+    typer.echo(f"test loss {found.loss:.4f}{error} on {found.samples} images")
+    return held_back
+
+
+def _measure(problem: Problem, study: Study, held_back: Sequence[Any], out: Path) -> None:
+    found = study.run(problem, held_back, progress=typer.echo)
+    measured = list(_kept(found, out / "morphisms.jsonl"))
+    draw(out, measured, study)
+    typer.echo(f"wrote {out}")
+    print_measured(measured, study)
+
+
+def _measure_many(problem: Problem, held_back: Sequence[Any], out: Path) -> None:
+    trial: list[Any] = list(islice(problem.batches(0), problem.config.trial_batches))
+    print_many(list(_kept(together(problem, trial, held_back), out / "together.jsonl")))
 
 
 def _kept(measured: Iterable[_Line], path: Path) -> Iterator[_Line]:
@@ -196,91 +201,3 @@ def _kept(measured: Iterable[_Line], path: Path) -> Iterator[_Line]:
             file.write(json.dumps(asdict(item)) + "\n")
             file.flush()
             yield item
-
-
-def _draw(out: Path, measured: Sequence[Measured], study: Study) -> None:
-    learner = study.curvatures[0]
-    shown = [item for item in measured if item.learner in {learner, PRUNES}]
-    for score in study.scores:
-        write_atomic(out / f"estimates-{score}.svg", plot_estimates(shown, score))
-    write_atomic(out / "gains.svg", plot_gains(_gains(measured)))
-    typer.echo(f"wrote {out}")
-
-
-def _gains(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
-    """Returns each learner's mean true change in each space."""
-    return {
-        learner: {
-            space: sum(item.truth for item in items) / len(items)
-            for space, items in by_space([m for m in measured if m.learner == learner]).items()
-        }
-        for learner in dict.fromkeys(m.learner for m in measured)
-        if learner != PRUNES
-    }
-
-
-def _print(measured: Sequence[Measured], study: Study) -> None:
-    gains = _gains(measured)
-    spaces = list(by_space(measured))
-    for learner in dict.fromkeys(m.learner for m in measured):
-        own = by_space([m for m in measured if m.learner == learner])
-        print_table(
-            f"{'prunes' if learner == PRUNES else f'splits learned by {learner}'}: "
-            "relative error / slope / rank correlation of each score",
-            ("space", ">n", *(f">{score}" for score in study.scores)),
-            [
-                (space, len(own[space]), *(_cell(own[space], s) for s in study.scores))
-                for space in spaces
-                if space in own
-            ],
-        )
-    print_table(
-        "mean true change of the loss by a split",
-        ("space", *(f">{learner}" for learner in gains)),
-        [
-            *(
-                (space, *(f"{own.get(space, float('nan')):+.5f}" for own in gains.values()))
-                for space in spaces
-            ),
-            ("sum over all splits", *(f"{_sum(measured, learner):+.4f}" for learner in gains)),
-            ("spaces that it raises", *(str(sum(v > 0 for v in own.values())) for own in gains.values())),
-        ],
-    )
-
-
-def _print_many(found: Sequence[Applied]) -> None:
-    print_table(
-        "a whole selection at once: changes of the loss",
-        (
-            "plan",
-            ">splits",
-            ">prunes",
-            ">theta times",
-            ">sum of estimates",
-            ">joint estimate",
-            ">truth",
-            ">price",
-        ),
-        [
-            (
-                item.plan,
-                item.splits,
-                item.prunes,
-                f"{item.factor:g}",
-                *(f"{value:+.4f}" for value in (item.predicted, item.joint, item.truth, item.price)),
-            )
-            for item in found
-        ],
-    )
-
-
-def _sum(measured: Sequence[Measured], learner: str) -> float:
-    return sum(item.truth for item in measured if item.learner == learner)
-
-
-def _cell(items: Sequence[Measured], score: str) -> str:
-    if not any(score in item.estimates for item in items):
-        return "-"
-    found = agreement(items, score)
-    rank = "-" if found.rank is None else f"{found.rank:.2f}"
-    return f"{100 * found.relative_error:.0f} % / {found.slope:.2f} / {rank}"

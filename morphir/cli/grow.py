@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,21 @@ from torch.nn import functional
 
 from exporters.registry import EXPORTERS
 from morphir.cli.models import ModelSpec, check_classes
-from morphir.cli.options import Threads, Width
+from morphir.cli.options import (
+    Assignments,
+    DataDir,
+    DataOfNewRun,
+    Device,
+    Download,
+    Limit,
+    Model,
+    Preset,
+    Seed,
+    Threads,
+    Width,
+)
 from morphir.cli.output import print_table
-from morphir.cli.runs import DataSpec, RunSpec, read_run, seed_network
+from morphir.cli.runs import DataSpec, RunSpec, read_run, seed_network, sizes_of
 from morphir.cli.settings import growth_config, placed
 from morphir.cli.starting import StartingRun, check_free
 from morphir.data import eval_loader, train_loader
@@ -31,8 +43,6 @@ from morphir.runtime.growing.growth import GrowthResult, grow
 from morphir.runtime.storage.rundir import RunDirectory, read_config
 from morphir.seeds import SEEDS
 from morphir.seeds.layers import initialise
-
-_DEFAULT_PRESET = "laptop"
 
 
 @dataclass(frozen=True)
@@ -50,34 +60,14 @@ def command(
     out: Annotated[
         Path, typer.Option(help="Run directory: new, or with --resume an old one.", show_default=False)
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="vgg19, mobilenetv1, resnet20, torchvision:NAME or path/to/file.py:factory.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Model = None,
     width: Width = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="digits, fashion-mnist, cifar10, cifar100 or imagefolder:DIR.", show_default=False),
-    ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Where the data's files lie.", show_default=False)
-    ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch missing data into --data-dir.")] = False,
-    limit: Annotated[
-        int | None, typer.Option(help="Use the first so many training images only.", show_default=False)
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="paper, laptop or demo; laptop if left out.", show_default=False)
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="One option of the configuration.", show_default=False
-        ),
-    ] = None,
+    data: DataOfNewRun = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    limit: Limit = None,
+    preset: Preset = None,
+    assignments: Assignments = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,10 +81,8 @@ def command(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier run in --out.")] = False,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto; auto if left out.", show_default=False)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seeds every random choice.", show_default=False)] = None,
+    device: Device = None,
+    seed: Seed = None,
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show warnings and errors alone.")] = False,
     export: Annotated[bool, typer.Option(help="Export PyTorch source and ONNX at the end.")] = True,
@@ -112,33 +100,24 @@ def command(
     """  # noqa: D301
     if resume:
         fixed = {"--model": model, "--width": width, "--data": data, "--limit": limit, "--preset": preset}
-        fixed |= {
-            "--set": assignments,
-            "--keep": keep,
-            "--config": config,
-            "--seed": seed,
-            "--force": force or None,
-        }
-        _refuse_with_resume([name for name, value in fixed.items() if value is not None])
+        fixed |= {"--set": assignments, "--keep": keep, "--config": config, "--seed": seed}
+        _refuse_with_resume({**fixed, "--force": force or None})
         plan = _resumed(out, device, data_dir, threads, download=download)
+    elif model is None or data is None:
+        raise MorphirError("a new run needs --model and --data", hint="or --resume, to continue one")
     else:
-        if model is None or data is None:
-            raise MorphirError("a new run needs --model and --data", hint="or --resume, to continue one")
-        settings = placed(
-            growth_config(preset or _DEFAULT_PRESET, config, assignments or (), seed=seed, keep=keep), device
-        )
+        settings = placed(growth_config(preset, config, assignments or (), seed=seed, keep=keep), device)
         check_free(out, force=force)
         source = DataSpec(data=data, data_dir=data_dir, limit=limit)
-        plan = _new(
-            out.resolve() if force else out, settings, model, width, source, threads, download=download
-        )
+        place = out.resolve() if force else out
+        plan = _new(place, settings, model, width, source, threads, download=download)
     _run(plan, quiet=quiet, export=export)
 
 
-def _refuse_with_resume(names: Sequence[str]) -> None:
-    if names:
+def _refuse_with_resume(options: Mapping[str, object]) -> None:
+    if given := [name for name, value in options.items() if value is not None]:
         raise MorphirError(
-            f"{', '.join(names)} cannot be changed with --resume",
+            f"{', '.join(given)} cannot be changed with --resume",
             hint="the run directory says it; leave it out, or start a new run",
         )
 
@@ -154,8 +133,7 @@ def _new(
     download: bool,
 ) -> _Plan:
     dataset = source.load(download=download)
-    sizes = {"channels": dataset.channels, "classes": dataset.classes, "image_size": dataset.image_size}
-    network = ModelSpec(model=model, width=width, **sizes).absolute()
+    network = ModelSpec(model=model, width=width, **sizes_of(dataset)).absolute()
     spec = RunSpec(model=network, data=source.absolute(), threads=threads or torch.get_num_threads())
     return _Plan(spec, config, dataset, out, resume=False)
 

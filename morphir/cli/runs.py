@@ -47,6 +47,11 @@ class DataSpec(BaseModel):
         return load(self.data, self.data_dir, download, limit=self.limit)
 
 
+def sizes_of(dataset: Dataset) -> dict[str, int]:
+    """Returns what the data says of a fresh model's sizes."""
+    return {"channels": dataset.channels, "classes": dataset.classes, "image_size": dataset.image_size}
+
+
 class RunSpec(BaseModel):
     """What ``run.json`` holds.
 

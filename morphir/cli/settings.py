@@ -14,12 +14,16 @@ from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.validation import resolve_device
 from morphir.runtime.storage.files import read_json
 
+DEFAULT_PRESET = "laptop"
 
-def growth_config(preset: str, file: Path | None, assignments: Iterable[str], **options: Any) -> GrowthConfig:
+
+def growth_config(
+    preset: str | None, file: Path | None, assignments: Iterable[str], **options: Any
+) -> GrowthConfig:
     """Puts a configuration together.
 
     Args:
-        preset: Name of a preset.
+        preset: Name of a preset; :data:`DEFAULT_PRESET` where None.
         file: JSON object of options, or a run's ``config.json``.
         assignments: Texts of the form ``key=value``; values are JSON, or text where they are not.
         **options: What has an option of its own; None is not given.
@@ -28,7 +32,8 @@ def growth_config(preset: str, file: Path | None, assignments: Iterable[str], **
         MorphirError: for an unknown preset or option, a value out of range, or a file that is no JSON object.
     """
     given = {key: value for key, value in options.items() if value is not None}
-    return GrowthConfig.preset(preset, **{**_from_file(file), **dict(map(_assignment, assignments)), **given})
+    named = {**_from_file(file), **dict(map(_assignment, assignments)), **given}
+    return GrowthConfig.preset(preset or DEFAULT_PRESET, **named)
 
 
 def _from_file(file: Path | None) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from morphir.data.augment import Augmentation
 from morphir.data.dataset import Dataset, Normalisation, Split, TensorSplit
 from morphir.data.loader import Loader, eval_loader, train_loader
-from morphir.data.registry import DATASETS, load
+from morphir.data.registry import DATASET_NAMES, DATASETS, load
 
 __all__ = [
     "DATASETS",
+    "DATASET_NAMES",
     "Augmentation",
     "Dataset",
     "Loader",

@@ -99,7 +99,6 @@ def train_loader(
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    augment: bool = True,
 ) -> Loader:
     """Shuffled, augmented training batches of ``dataset``."""
     return Loader(
@@ -107,7 +106,7 @@ def train_loader(
         dataset.normalisation,
         batch_size=batch_size,
         shuffle=True,
-        augmentation=dataset.augmentation if augment else None,
+        augmentation=dataset.augmentation,
         drop_single=True,
         seed=seed,
         device=device,
@@ -115,7 +114,13 @@ def train_loader(
 
 
 def eval_loader(dataset: Dataset, batch_size: int = 256, *, device: torch.device | str = "cpu") -> Loader:
-    """Test batches of ``dataset``: all of them, in order, as they are."""
+    """Test batches of ``dataset``: all of them, in order, as they are.
+
+    Args:
+        dataset: The images.
+        batch_size: Images per batch; results do not depend on it, the memory of an evaluation does.
+        device: Where batches are yielded.
+    """
     return Loader(dataset.test, dataset.normalisation, batch_size=batch_size, device=device)
 
 

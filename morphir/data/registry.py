@@ -22,6 +22,8 @@ DATASETS: Mapping[str, Source] = MappingProxyType(
         "fashion-mnist": load_fashion_mnist,
     }
 )
+DATASET_NAMES = (*DATASETS, f"{folder.PREFIX}DIR")
+"""What a dataset may be named by, as help and hints say it."""
 
 
 def load(
@@ -60,6 +62,4 @@ def _source(spec: str) -> Source:
     if spec.startswith(folder.PREFIX):
         return folder.source(spec.removeprefix(folder.PREFIX))
     guess = did_you_mean(spec, DATASETS)
-    raise MorphirError(
-        f"unknown dataset '{spec}'", hint=f"{guess}Datasets: {', '.join(DATASETS)}, imagefolder:DIR"
-    )
+    raise MorphirError(f"unknown dataset '{spec}'", hint=f"{guess}Datasets: {', '.join(DATASET_NAMES)}")

@@ -26,6 +26,8 @@ class Seed(Protocol):
 SEEDS: Mapping[str, Seed] = MappingProxyType(
     {"mobilenetv1": MobileNetV1, "resnet20": ResNet20, "vgg19": VGG19}
 )
+MODEL_NAMES = (*SEEDS, f"{torchvision_models.PREFIX}NAME", "path/to/file.py:factory")
+"""What a model may be named by, as help and hints say it."""
 
 
 def resolve(
@@ -62,8 +64,7 @@ def _seed(spec: str) -> Seed:
 
 
 def _unknown(spec: str) -> MorphirError:
-    known = f"{', '.join(SEEDS)}, torchvision:NAME, path/to/file.py:factory"
     guess = did_you_mean(spec, SEEDS)
     if spec in torchvision_models.names():
         guess = f"did you mean {torchvision_models.PREFIX}{spec}? "
-    return MorphirError(f"unknown model '{spec}'", hint=f"{guess}Models: {known}")
+    return MorphirError(f"unknown model '{spec}'", hint=f"{guess}Models: {', '.join(MODEL_NAMES)}")

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from morphir.cli import runs
 from morphir.cli.app import app
+from morphir.errors import MorphirError
 
 MODEL = """
 from torch import nn
@@ -80,3 +82,35 @@ def test_an_unknown_curvature_is_one_error(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "there is no curvature 'cubic'" in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--download",)])
+def test_data_is_fetched_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    asked: list[object] = []
+
+    def load(name: str, directory: str, download: bool, *, limit: int | None) -> None:
+        asked.append((name, directory, download, limit))
+        raise MorphirError("no network here")
+
+    monkeypatch.setattr(runs, "load", load)
+    given = ["--data", "cifar10", "--data-dir", "files", "--limit", "9", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["fidelity", "vgg19", *given, *options])
+    assert (result.exit_code, result.stderr) == (1, "error: no network here\n")
+    assert asked == [("cifar10", "files", bool(options), 9)]
+
+
+def test_a_seed_of_the_configuration_is_the_seed(tmp_path: Path) -> None:
+    """The option wins, but that it is left out does not."""
+    (tmp_path / "net.py").write_text(MODEL)
+    options = ["--data", "digits", "--limit", "100", "--images", "64", "--preset", "demo", "--no-prunes"]
+    options += ["--learn", "batch", "--score", "batch", "--train-epochs", "0", "--per-space", "1"]
+
+    def measured(*more: str) -> str:
+        out = tmp_path / "out"
+        given = ["fidelity", f"{tmp_path / 'net.py'}:build", *options, *more, "--out", str(out)]
+        assert CliRunner().invoke(app, given).exit_code == 0
+        return (out / "morphisms.jsonl").read_text()
+
+    assert measured("--set", "seed=3") == measured("--seed", "3") != measured()

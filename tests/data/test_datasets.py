@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from sklearn import datasets as sklearn_datasets
 
-from morphir.data import TensorSplit, eval_loader, load, train_loader
+from morphir.data import Loader, TensorSplit, eval_loader, load
 from morphir.errors import MorphirError
 
 
@@ -51,7 +51,7 @@ def test_digits_are_all_there_once() -> None:
 def test_digits_are_split_alike_every_time_and_normalised() -> None:
     first, second = load("digits"), load("digits")
     assert torch.equal(tensors(first.test).targets, tensors(second.test).targets)
-    inputs = torch.cat([batch for batch, _ in train_loader(first, 64, augment=False)])
+    inputs = torch.cat([batch for batch, _ in Loader(first.train, first.normalisation, batch_size=64)])
     assert abs(inputs.mean().item()) < 1e-2
     assert inputs.std().item() == pytest.approx(1, abs=1e-2)
 

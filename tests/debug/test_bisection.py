@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
 
 import morphir
 from debug.history_case import Net, WrongSplit, splits, traced
@@ -55,6 +56,14 @@ def test_bisection_names_the_wrong_rewrite(folder: Path) -> None:
     reader, text = {"conv1": ("conv2", "self.conv2(x)"), "conv2": ("head", "self.head(")}[space]
     assert found.comparison.node == reader
     assert found.comparison.source == f"history_case.py:{line_of(text)}"
+
+
+def test_outputs_are_compared_on_inputs_of_ones_own(folder: Path) -> None:
+    session = Session.open(folder, graph=traced())
+    images = torch.randn(3, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    assert bisect(session, maximum_difference(session, 1e-3, ((images,), {}))).action.number == WRONG
+    with pytest.raises(RuntimeError, match="to have 3 channels, but got 9 channels instead"):
+        maximum_difference(session, inputs=((torch.zeros(1, 9, 9, 9),), {}))
 
 
 def test_every_oracle_by_brute_force(folder: Path) -> None:

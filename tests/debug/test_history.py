@@ -271,9 +271,12 @@ def test_few_points_stay_in_memory_and_all_are_reached(
         assert same(point(session.graph), watching.points[number])
 
 
-def test_weights_past_the_limit_are_announced_and_their_points_refused(tmp_path: Path) -> None:
+def test_weights_past_the_limit_are_announced_and_their_points_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("morphir.runtime.history.recorder.LIMIT_BYTES", 1)
     graph = traced()
-    recorder = RecordHistory.start(graph, tmp_path / "history", limit=1)
+    recorder = RecordHistory.start(graph, tmp_path / "history")
     with pytest.warns(MorphirWarning, match="cannot be restored"), instrumented(recorder):
         with torch.no_grad():
             graph.get_parameter("conv1.weight").add_(1.0)

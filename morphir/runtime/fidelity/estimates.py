@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from morphir.ir.graph import Graph
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.split import Split
+from morphir.runtime.growing.config import GrowthConfig
+from morphir.runtime.growing.learning import new_learner
 from morphir.runtime.growing.training import Batches, Placement
-from morphir.runtime.learning.learner import Learner
 from morphir.runtime.learning.model_pass import Loss
 
 Site = tuple[str, str, int]
@@ -27,7 +29,7 @@ def estimated_changes(
     loss: Loss,
     curvature: str,
     placement: Placement,
-    seed: int = 0,
+    config: GrowthConfig,
 ) -> dict[Site, float]:
     """Returns the estimate of each split, with its theta, and of each prune of the graph.
 
@@ -38,9 +40,10 @@ def estimated_changes(
         loss: Of outputs and targets, one a sample.
         curvature: Name of the second-order term.
         placement: Device, autocast, memory format.
-        seed: Of the signs that a sampled curvature draws.
+        config: The seed of the signs that a sampled curvature draws, and whether to compile.
     """
-    learner = Learner(graph, loss, score_curvature=curvature, lr=0.0, init_scale=0.0, seed=seed)
+    still: dict[str, Any] = {"lr": 0.0, "init_scale": 0.0, "spaces": None}
+    learner = new_learner(graph, loss, config, learn_curvature="auto", score_curvature=curvature, **still)
     for space, thetas in learner.thetas.items():
         for theta in thetas.values():
             for group in range(len(theta.rows)):

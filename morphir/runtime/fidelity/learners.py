@@ -6,7 +6,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -17,11 +17,10 @@ from morphir.ir.graph import Graph
 from morphir.ir.state import evaluation_mode
 from morphir.morphisms.split import Split
 from morphir.runtime.fidelity.truth import true_changes
-from morphir.runtime.growing.config import ThetaSchedule
+from morphir.runtime.growing.config import GrowthConfig
+from morphir.runtime.growing.learning import learn_epoch, new_learner
 from morphir.runtime.growing.line_search import scaled
-from morphir.runtime.growing.run_state import count_steps
-from morphir.runtime.growing.schedule import fraction, theta_rate
-from morphir.runtime.growing.training import Batches, Loss, Placement, call, mean_loss
+from morphir.runtime.growing.training import Batches, Loss, LossMeter, Placement, call, count_steps, mean_loss
 from morphir.runtime.learning.learner import Learner
 from morphir.runtime.learning.theta import Theta
 from passes.transform import transform
@@ -44,13 +43,8 @@ class Problem:
         batches: From an epoch's number to the training data.
         loss: Of outputs and targets, one a sample.
         placement: Device, autocast, memory format.
+        config: How theta is learned: what moves it, its rate, its start, the spaces to keep, the seed.
         epochs: For how many epochs the learner learns.
-        optimizer: What moves theta.
-        lr: The learning rate of theta at the start, relative to its kernel's root mean square.
-        absolute_lr: Take it as it is for every kernel.
-        schedule: How it falls over all epochs.
-        scale: Root mean square of theta at the start, relative to the kernel's.
-        seed: Of theta at the start.
     """
 
     graph: Graph
@@ -58,49 +52,36 @@ class Problem:
     batches: Callable[[int], Batches]
     loss: Loss
     placement: Placement
+    config: GrowthConfig = field(default_factory=lambda: GrowthConfig.of({}))
     epochs: int = 1
-    optimizer: str = "adam-mini"
-    lr: float = 5e-2
-    absolute_lr: bool = False
-    schedule: ThetaSchedule = "cosine"
-    scale: float = 0.1
-    seed: int = 0
 
-    def steps(self) -> Iterator[tuple[object, torch.Tensor]]:
+    def steps(self) -> Iterator[tuple[Any, Any]]:
         """Yields the batches of all epochs, on the device."""
-        for _, inputs, targets in self.progress():
-            yield inputs, targets
-
-    def progress(self) -> Iterator[tuple[float, Any, Any]]:
-        """Yields how much has passed, in [0, 1), and the batches of all epochs, on the device."""
         for epoch in range(self.epochs):
-            batches = self.batches(epoch)
-            steps = count_steps(batches)
-            for step, (inputs, targets) in enumerate(batches):
-                done = (epoch + fraction(step, steps)) / self.epochs
-                yield done, self.placement.move(inputs), self.placement.move(targets)
+            for inputs, targets in self.batches(epoch):
+                yield self.placement.move(inputs), self.placement.move(targets)
 
-    def learner(self, curvature: str, score: str = "auto") -> Learner:
-        """Returns the learner of these splits; of all where no places are named."""
-        return Learner(
-            self.graph,
-            self.loss,
-            learn_curvature=curvature,
-            score_curvature=score,
-            optimizer=self.optimizer,
-            lr=self.lr,
-            absolute_lr=self.absolute_lr,
-            init_scale=self.scale,
-            spaces=list(dict.fromkeys(space for space, _ in self.places)) or None,
-            seed=self.seed,
-        )
+    def learner(self, **overrides: Any) -> Learner:
+        """Returns the learner of these splits; of all that the configuration does not keep if there are none.
+
+        Args:
+            **overrides: Arguments of the learner that are not to be the configuration's.
+        """
+        if self.places:
+            overrides = {"spaces": list(dict.fromkeys(space for space, _ in self.places)), **overrides}
+        return new_learner(self.graph, self.loss, self.config, count_steps(self.batches(0)), **overrides)
 
     def teach(self, learner: Learner) -> None:
-        """Lets a learner learn for all epochs, as a growth run does."""
-        for done, inputs, targets in self.progress():
-            learner.lr = theta_rate(self.lr, self.schedule, done)
-            with self.placement.autocast():
-                learner.step(inputs, targets)
+        """Lets a learner learn for all epochs, as a growth run does.
+
+        Raises:
+            NonFiniteLossError: if a loss is not finite.
+        """
+        for epoch in range(self.epochs):
+            meter = LossMeter(f"epoch {epoch + 1} of learning", self.config.check_every)
+            batches = self.batches(epoch)
+            learn_epoch(learner, batches, self.config, self.placement, meter, epoch=epoch, epochs=self.epochs)
+            meter.mean()
 
 
 class ThetaLearner(ABC):
@@ -133,7 +114,7 @@ class GaussNewton(ThetaLearner):
 
     def learn(self, problem: Problem) -> Splits:
         """One pass over the data an epoch, whatever the number of splits."""
-        learner = problem.learner(self.curvature)
+        learner = problem.learner(learn_curvature=self.curvature)
         problem.teach(learner)
         return _splits(learner, problem.places)
 
@@ -163,11 +144,11 @@ class SteepestDescent(ThetaLearner):
     def learn(self, problem: Problem) -> Splits:
         """As many batches as the learner sees, then an evaluation for each split and factor."""
         rate = _SPHERE_RATE * self.radius
-        learner = replace(problem, scale=self.radius, lr=rate, absolute_lr=False).learner("none")
+        learner = problem.learner(learn_curvature="none", init_scale=self.radius, lr=rate, absolute_lr=False)
         norms = {key: _row_norms(theta.value, theta.out_axis) for key, theta in _named(learner)}
         for inputs, targets in problem.steps():
             with problem.placement.autocast():
-                learner.step(inputs, targets)  # pyright: ignore[reportArgumentType]
+                learner.step(inputs, targets)
             for key, theta in _named(learner):
                 with torch.no_grad():
                     now = _row_norms(theta.value, theta.out_axis)
@@ -204,7 +185,7 @@ class ExpandedNetwork(ThetaLearner):
 
     def learn(self, problem: Problem) -> Splits:
         """So many training steps of the whole network for every single split."""
-        start = _splits(problem.learner("none"), problem.places)
+        start = _splits(problem.learner(learn_curvature="none"), problem.places)
         batches = list(islice(problem.steps(), self.steps))
         return {place: self._optimised(problem, split, batches) for place, split in start.items()}
 
@@ -234,7 +215,8 @@ class ExpandedNetwork(ThetaLearner):
 
     def _rate(self, problem: Problem, parameter: str) -> float:
         kernel = problem.graph.get_parameter(parameter).detach()
-        return problem.lr * (1.0 if problem.absolute_lr else float(kernel.square().mean().sqrt()))
+        relative = 1.0 if problem.config.theta_lr_absolute else float(kernel.square().mean().sqrt())
+        return problem.config.theta_lr * relative
 
 
 @dataclass(frozen=True)
@@ -254,7 +236,7 @@ class RandomDirections(ThetaLearner):
 
     def learn(self, problem: Problem) -> Splits:
         """Draws from the normal distribution."""
-        generator = torch.Generator().manual_seed(problem.seed + 17)
+        generator = torch.Generator().manual_seed(problem.config.seed + 17)
         return {place: _random(self.norms[place], generator) for place in problem.places}
 
 

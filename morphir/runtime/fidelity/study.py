@@ -133,7 +133,7 @@ class Study:
         start = time.perf_counter()
         estimates = {
             score: estimated_changes(
-                problem.graph, splits, held_back, problem.loss, score, problem.placement, problem.seed
+                problem.graph, splits, held_back, problem.loss, score, problem.placement, problem.config
             )
             for score in self.scores
         }

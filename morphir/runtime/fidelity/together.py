@@ -11,10 +11,8 @@ from typing import Any
 from morphir.ir.graph import Graph
 from morphir.runtime.fidelity.learners import Problem
 from morphir.runtime.growing.backtracking import Plan, planned, tried
-from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.line_search import Trial, scaled
 from morphir.runtime.growing.rewriting import appraisal
-from morphir.runtime.growing.run_state import count_steps, score_momentum
 from morphir.runtime.growing.selection import Selection
 from morphir.runtime.growing.training import evaluate
 from morphir.runtime.growing.validation import check_kept
@@ -49,21 +47,19 @@ class Applied:
     price: float
 
 
-def together(problem: Problem, config: GrowthConfig, trial: Samples, held_back: Samples) -> Iterator[Applied]:
+def together(problem: Problem, trial: Samples, held_back: Samples) -> Iterator[Applied]:
     """Yields the whole selection as the paper applies it, with the best factor, and backtracked.
 
     Args:
-        problem: The network, and what theta is learned on; its places are not looked at.
-        config: Curvatures, spaces to keep, selection, factors and halvings.
+        problem: The network, what theta is learned on, and the configuration of growth; it names no places.
         trial: Training batches that plans are tried on.
         held_back: What the truth is measured on.
     """
-    graph = problem.graph
+    graph, config = problem.graph, problem.config
     check_kept(graph, config)
-    learner = problem.learner(config.learn_curvature, config.score_curvature)
-    learner.ema = score_momentum(config, count_steps(problem.batches(0)))
+    learner = problem.learner()
     problem.teach(learner)
-    scores = [score for score in learner.scores() if not config.keeps(score.morphism.space)]
+    scores = learner.scores()
 
     def loss_of(candidate: Graph, samples: Samples = trial) -> float:
         return evaluate(candidate, samples, problem.loss, problem.placement).loss

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from torch import optim
 
@@ -22,14 +21,14 @@ from morphir.runtime.growing.events import (
     Reinitialised,
     StepsDone,
 )
+from morphir.runtime.growing.learning import learn_epoch
 from morphir.runtime.growing.line_search import best
 from morphir.runtime.growing.recalibration import recalibrate
 from morphir.runtime.growing.reinitialise import reinitialise
 from morphir.runtime.growing.rewriting import rewrite_graph, widths
-from morphir.runtime.growing.run_state import Job, RunState, count_steps, new_learner, save_state
-from morphir.runtime.growing.schedule import Slot, fraction, learning_rate, theta_rate
-from morphir.runtime.growing.training import Batches, LossMeter, evaluate, train_epoch
-from morphir.runtime.learning.batches import batch_samples, in_batch, pair_of
+from morphir.runtime.growing.run_state import Job, RunState, learner_of_phase, save_state
+from morphir.runtime.growing.schedule import Slot, fraction, learning_rate
+from morphir.runtime.growing.training import Batches, LossMeter, count_steps, evaluate, train_epoch
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def _open_stage(job: Job, state: RunState, slot: Slot) -> None:
         job.emit(PhaseStarted(slot.phase, "final" if slot.stage == "final" else "grow"))
     if slot.stage == "learn":
         recalibrate(job.graph, job.train_data, job.placement, job.config.recalibration_batches)
-        state.learner = new_learner(job, slot)
+        state.learner = learner_of_phase(job, slot)
     if slot.stage == "final" and job.config.final == "retrain":
         _start_anew(job, state.optimizer)
 
@@ -125,16 +124,18 @@ def _learn(job: Job, state: RunState, slot: Slot) -> EpochRecord:
     """One epoch of morphism learning; the weights stay as they are."""
     assert state.learner is not None
     limit = job.config.learn_steps
-    steps = count_steps(job.train_data, limit)
-    job.emit(EpochStarted(slot, steps))
+    job.emit(EpochStarted(slot, count_steps(job.train_data, limit)))
     meter = _meter(job, slot)
-    for step, batch in enumerate(islice(job.train_data, limit)):
-        progress = (slot.epoch + fraction(step, steps)) / slot.epochs
-        state.learner.lr = theta_rate(job.config.theta_lr, job.config.theta_lr_schedule, progress)
-        with in_batch(meter.next_batch), job.placement.autocast():
-            inputs, targets = job.placement.move(pair_of(batch))
-            result = state.learner.step(inputs, targets)
-        meter.add(result.loss, batch_samples(inputs))
+    learn_epoch(
+        state.learner,
+        job.train_data,
+        job.config,
+        job.placement,
+        meter,
+        epoch=slot.epoch,
+        epochs=slot.epochs,
+        limit=limit,
+    )
     rate = state.learner.lr
     return EpochRecord(slot.index + 1, slot.stage, slot.phase, meter.mean(), rate, meter.steps, 0.0)
 

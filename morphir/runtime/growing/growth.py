@@ -14,7 +14,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn, optim
 
 from morphir.ir.graph import Graph, require_graph
@@ -25,7 +24,7 @@ from morphir.runtime.growing.progress import ProgressReporter
 from morphir.runtime.growing.randomness import deterministic_algorithms, seed_everything
 from morphir.runtime.growing.run_state import Job, RunState, load_state, new_optimizer, save_state
 from morphir.runtime.growing.schedule import plan
-from morphir.runtime.growing.training import Batches, Evaluation, Loss, Placement, evaluate
+from morphir.runtime.growing.training import Batches, Evaluation, Loss, Placement, evaluate, place
 from morphir.runtime.growing.validation import (
     check_configuration,
     check_data,
@@ -81,8 +80,8 @@ def grow(
     Args:
         graph: A traced network.
         train_data: Batches ``(inputs, targets)`` that can be iterated over again and again: a list, a torch
-            ``DataLoader``,
-            ``morphir.data``'s loader. ``set_epoch(epoch)`` is called before each epoch where there is one.
+            ``DataLoader``, ``morphir.data``'s loader. ``set_epoch(epoch)`` is called before each epoch where
+            there is one.
         loss: Of outputs and targets; per sample ``[N]``, or their mean.
         config: The options; the defaults where None.
         eval_data: Batches for the test error.
@@ -90,8 +89,7 @@ def grow(
         callbacks: Functions of one :data:`~morphir.runtime.growing.events.Event`.
         out: Directory for configuration, metrics, checkpoints and more; must be empty or not there yet.
         resume: Continue the run in ``out``, with a fresh trace of the same model. On a CPU the finished
-            network is
-            bit for bit that of an uninterrupted run.
+            network is bit for bit that of an uninterrupted run.
         initialise: Makes new weights for the final training (``seeds`` have their own); else
             ``reset_parameters`` does.
         quiet: Show no progress.
@@ -112,7 +110,7 @@ def grow(
     check_kept(graph, config)
     device = resolve_device(config.device, graph.device)
     placement = Placement(device, config.amp, config.channels_last)
-    with ProgressReporter(quiet=True) if quiet else ProgressReporter() as progress:
+    with ProgressReporter(quiet=quiet) as progress:
         directory = None if out is None else RunDirectory(Path(out))
         job = Job(
             graph,
@@ -160,9 +158,7 @@ def _resumable() -> Generator[None]:
 
 def _place(job: Job) -> None:
     """Moves the graph, and tries the data on it."""
-    job.graph.to(job.placement.device)
-    if job.config.channels_last:
-        job.graph.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    place(job.graph, job.placement)
     check_data(job.graph, job.train_data, job.loss, job.placement, "training data")
     if job.eval_data is not None:
         check_data(job.graph, job.eval_data, job.loss, job.placement, "evaluation data")

@@ -26,17 +26,16 @@ _HEADER = (
 
 
 class ProgressReporter:
-    """A callback that shows a run as it goes.
+    """A callback that shows a run as it goes, on standard error.
 
     Use it as a context manager, so that the bars leave the terminal in order whatever happens inside.
 
     Args:
-        console: Where to; standard error where None.
         quiet: Show warnings alone.
     """
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        self._console = console or Console(stderr=True)
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True)
         self._quiet = quiet
         self._progress = Progress(
             TextColumn("{task.description:<24}"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import islice
-from typing import Any, TypedDict
+from typing import Any
 
 from torch import optim
 
@@ -22,7 +22,7 @@ from morphir.runtime.growing.events import GraphRewritten
 from morphir.runtime.growing.following import leave_out_refused
 from morphir.runtime.growing.line_search import scaled
 from morphir.runtime.growing.run_state import Job
-from morphir.runtime.growing.selection import Measure, Selection, SelectionRules, select, within_budgets
+from morphir.runtime.growing.selection import Measure, Selection, select, within_budgets
 from morphir.runtime.growing.training import evaluate
 from morphir.runtime.learning.learner import Learner, Score
 from passes.batch_norm import ReexpressBatchNorm
@@ -51,7 +51,7 @@ def _tell(selection: Selection) -> None:
 
 def appraisal(graph: Graph, config: GrowthConfig, loss_of: Callable[[Graph], float]) -> Appraisal:
     """Returns what a configuration judges plans for a graph by."""
-    rules, resources = SelectionRules.of(config), _resources_of(graph)
+    measure = _measure_of(graph)
     least = {name: space.least for name, space in graph.spaces.items()}
 
     def price_of(morphisms: Sequence[Morphism]) -> float:
@@ -59,10 +59,10 @@ def appraisal(graph: Graph, config: GrowthConfig, loss_of: Callable[[Graph], flo
         return sum(each * taken[name] for name, each in config.prices.items())
 
     def fit(selection: Selection) -> Selection:
-        return leave_out_refused(graph, within_budgets(selection, rules, **resources))
+        return leave_out_refused(graph, within_budgets(selection, config, measure))
 
     def chosen(scores: Sequence[Score], shares: Mapping[str, float]) -> Selection:
-        return select(scores, widths(graph), rules, least=least, shares=shares)
+        return select(scores, widths(graph), config, least=least, shares=shares)
 
     return Appraisal(loss_of, price_of, chosen, fit)
 
@@ -82,18 +82,10 @@ def widths(graph: Graph) -> dict[str, int]:
     return {name: space.width for name, space in graph.spaces.items()}
 
 
-class _Resources(TypedDict):
-    used: Mapping[str, float]
-    measure: Measure
-
-
-def _resources_of(graph: Graph) -> _Resources:
-    """Returns what a graph uses, and what measures the same of it once morphisms are applied."""
+def _measure_of(graph: Graph) -> Measure:
+    """Returns what measures the resources that a graph uses once morphisms are applied."""
     now = cost(graph)
-    return {
-        "used": _amounts(now),
-        "measure": lambda morphisms: _amounts(now + _delta(graph, morphisms)),
-    }
+    return lambda morphisms: _amounts(now + _delta(graph, morphisms))
 
 
 def _amounts(amount: Cost) -> Mapping[str, float]:

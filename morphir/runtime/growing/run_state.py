@@ -12,9 +12,10 @@ from morphir.ir.graph import Graph
 from morphir.ir.index_map import Rewrite
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.events import Callback, CheckpointWritten, Event, PhaseRecord, Warned
+from morphir.runtime.growing.learning import new_learner
 from morphir.runtime.growing.randomness import random_state, restore_random_state
 from morphir.runtime.growing.schedule import Slot, plan
-from morphir.runtime.growing.training import Batches, Loss, Placement
+from morphir.runtime.growing.training import Batches, Loss, Placement, count_steps
 from morphir.runtime.history.recorder import RecordHistory
 from morphir.runtime.learning.learner import Learner
 from morphir.runtime.storage.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
@@ -95,40 +96,10 @@ def new_optimizer(graph: Graph, config: GrowthConfig) -> optim.Optimizer:
     )
 
 
-def new_learner(job: Job, slot: Slot) -> Learner:
+def learner_of_phase(job: Job, slot: Slot) -> Learner:
     """Returns the learner of one phase's morphisms."""
-    config = job.config
-    return Learner(
-        job.graph,
-        job.loss,
-        learn_curvature=config.learn_curvature,
-        score_curvature=config.score_curvature,
-        optimizer=config.theta_optimizer,
-        lr=config.theta_lr,
-        absolute_lr=config.theta_lr_absolute,
-        ema=score_momentum(config, count_steps(job.train_data, config.learn_steps)),
-        init_scale=config.theta_scale,
-        spaces=[name for name in job.graph.spaces if not config.keeps(name)] if config.keep else None,
-        compile=config.compile,
-        seed=config.seed + slot.phase,
-    )
-
-
-def count_steps(data: Batches, limit: int | None = None) -> int | None:
-    """Returns the number of batches in an epoch; None where the data does not say."""
-    try:
-        steps = len(data)  # pyright: ignore[reportArgumentType]
-    except TypeError:
-        return limit
-    return steps if limit is None else min(steps, limit)
-
-
-def score_momentum(config: GrowthConfig, steps: int | None) -> float:
-    """Returns the weight of the newest batch in the scores' average.
-
-    The paper's is (batch / dataset) / 2, which is one over twice the number of steps in an epoch.
-    """
-    return config.ema or 0.5 / max(steps or 50, 1)
+    steps = count_steps(job.train_data, job.config.learn_steps)
+    return new_learner(job.graph, job.loss, job.config, steps, seed=job.config.seed + slot.phase)
 
 
 def save_state(job: Job, state: RunState) -> None:
@@ -202,6 +173,6 @@ def _load_recorder(job: Job, directory: RunDirectory, run: Mapping[str, Any]) ->
 def _load_learner(job: Job, position: int, saved: Any) -> Learner | None:
     if saved is None:
         return None
-    learner = new_learner(job, plan(job.config)[position])
+    learner = learner_of_phase(job, plan(job.config)[position])
     learner.load_state_dict(saved)
     return learner

@@ -1,15 +1,14 @@
 """Which of the scored morphisms are applied.
 
 A morphism pays when ``-dL > sum_r lambda_r dR_r`` (section 3.3); of those, each space gets its best share,
-since the dL are
-not additive. Every morphism that is not taken gets a remark with the reason.
+since the dL are not additive. Every morphism that is not taken gets a remark with the reason.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 
 from morphir.ir.remarks import Remark
@@ -23,39 +22,7 @@ RESOURCES: Mapping[str, Callable[[Score], float]] = {
 }
 
 Measure = Callable[[Sequence[Morphism]], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class SelectionRules:
-    """What makes a morphism worth applying.
-
-    Attributes:
-        prices: Resource name to lambda; see :data:`RESOURCES`.
-        best_fraction: Share of a space's paying morphisms that is applied, rounded up.
-        min_width: Prunes leave at least this many of a space's groups.
-        splits: Whether splits are considered.
-        prunes: Whether prunes are considered.
-        budgets: Resource name to the most of it that the network may use.
-    """
-
-    prices: Mapping[str, float] = field(default_factory=dict[str, float])
-    best_fraction: float = 0.3
-    min_width: int = 1
-    splits: bool = True
-    prunes: bool = True
-    budgets: Mapping[str, float] = field(default_factory=dict[str, float])
-
-    @staticmethod
-    def of(config: GrowthConfig) -> SelectionRules:
-        """Returns a configuration's rules."""
-        return SelectionRules(
-            prices=config.prices,
-            best_fraction=config.best_fraction,
-            min_width=config.min_width,
-            splits=config.splits,
-            prunes=config.prunes,
-            budgets=config.budgets,
-        )
+"""From a set of morphisms to what the network would use once they are applied."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +67,7 @@ def left_out(score: Score, code: str, message: str) -> Remark:
 def select(
     scores: Iterable[Score],
     widths: Mapping[str, int],
-    rules: SelectionRules,
+    config: GrowthConfig,
     *,
     least: Mapping[str, int] | None = None,
     shares: Mapping[str, float] | None = None,
@@ -110,46 +77,38 @@ def select(
     Args:
         scores: Every candidate.
         widths: Space name to its number of groups, in program order.
-        rules: What makes a morphism worth applying.
-        least: Space name to how many groups have to stay; one, or as many as the rules say, where left out.
+        config: What may be done, the prices, the share of each space and its least width.
+        least: Space name to how many groups have to stay; one, or as many as the options say, where left out.
         shares: Space name to a factor on ``best_fraction``, from 0 to 1; 1 where left out.
     """
     spaces = {name: position for position, name in enumerate(widths)}
-    ranked = [_Candidate(score, net_gain(score, rules.prices)) for score in scores]
+    ranked = [_Candidate(score, net_gain(score, config.prices)) for score in scores]
     ranked.sort(
         key=lambda c: (spaces[c.space], -c.gain if math.isfinite(c.gain) else math.inf, c.index, c.kind)
     )
     taken: list[_Candidate] = []
     remarks: list[Remark] = []
     for space, members in groupby(ranked, key=lambda candidate: candidate.space):
-        paying = _paying(members, rules, remarks)
-        stay = max(rules.min_width, (least or {}).get(space, 1))
-        share = rules.best_fraction * (shares or {}).get(space, 1.0)
+        paying = _paying(members, config, remarks)
+        stay = max(config.min_width, (least or {}).get(space, 1))
+        share = config.best_fraction * (shares or {}).get(space, 1.0)
         taken += _best(paying, widths[space] - stay, share, remarks)
     return Selection(tuple(candidate.score for candidate in taken), tuple(remarks))
 
 
-def within_budgets(
-    selection: Selection,
-    rules: SelectionRules,
-    *,
-    used: Mapping[str, float] | None = None,
-    measure: Measure | None = None,
-) -> Selection:
+def within_budgets(selection: Selection, config: GrowthConfig, measure: Measure) -> Selection:
     """Leaves out what gains least for its cost while the rest would use more than the budgets allow.
 
     Args:
         selection: What is to be applied.
-        rules: The budgets, and the prices that gains are reckoned with.
-        used: Resource name to what the network uses now.
-        measure: From a set of morphisms to what the network would use; the sum of the single changes where
-            None.
+        config: The budgets, and the prices that gains are reckoned with.
+        measure: What the network would use, by resource name.
     """
-    if not rules.budgets:
+    if not config.budgets:
         return selection
-    candidates = [_Candidate(score, net_gain(score, rules.prices)) for score in selection.taken]
+    candidates = [_Candidate(score, net_gain(score, config.prices)) for score in selection.taken]
     remarks: list[Remark] = []
-    kept = _within_budgets(candidates, rules.budgets, used or {}, measure, remarks)
+    kept = _within_budgets(candidates, config.budgets, measure, remarks)
     return Selection(tuple(candidate.score for candidate in kept), (*selection.remarks, *remarks))
 
 
@@ -174,9 +133,9 @@ class _Candidate:
         return left_out(self.score, code, message)
 
 
-def _paying(members: Iterable[_Candidate], rules: SelectionRules, remarks: list[Remark]) -> list[_Candidate]:
+def _paying(members: Iterable[_Candidate], config: GrowthConfig, remarks: list[Remark]) -> list[_Candidate]:
     """Keeps what pays, and of one group's morphisms the best; the members come best first."""
-    allowed = {"split": rules.splits, "prune": rules.prunes}
+    allowed = {"split": config.splits, "prune": config.prunes}
     paying: dict[int, _Candidate] = {}
     for candidate in members:
         if not allowed.get(candidate.kind, True):
@@ -216,16 +175,14 @@ def _best(
 def _within_budgets(
     taken: Sequence[_Candidate],
     budgets: Mapping[str, float],
-    used: Mapping[str, float],
-    measure: Measure | None,
+    measure: Measure,
     remarks: list[Remark],
 ) -> list[_Candidate]:
     """What frees resources first, then by gain per cost: the longest start of this order that fits."""
     order = sorted(taken, key=lambda candidate: -_gain_per_cost(candidate, budgets))
 
     def fits(count: int) -> bool:
-        start = order[:count]
-        after = measure([c.score.morphism for c in start]) if measure else _summed(start, used)
+        after = measure([candidate.score.morphism for candidate in order[:count]])
         return all(after[name] <= budget for name, budget in budgets.items())
 
     free = sum(not _cost(candidate, budgets) for candidate in order)
@@ -244,10 +201,6 @@ def _cost(candidate: _Candidate, budgets: Mapping[str, float]) -> float:
 def _gain_per_cost(candidate: _Candidate, budgets: Mapping[str, float]) -> float:
     cost = _cost(candidate, budgets)
     return candidate.gain / cost if cost else math.inf
-
-
-def _summed(candidates: Sequence[_Candidate], used: Mapping[str, float]) -> Mapping[str, float]:
-    return {name: used.get(name, 0) + sum(of(c.score) for c in candidates) for name, of in RESOURCES.items()}
 
 
 def _last_fitting(low: int, high: int, fits: Callable[[int], bool]) -> int:

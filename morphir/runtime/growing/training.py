@@ -1,8 +1,7 @@
 """Plain training and evaluation of a graph: one epoch, without waiting for the device inside a step.
 
 Losses stay on the device and are read every few steps, all at once; that is also when a loss that is not
-finite is found and
-the step named.
+finite is found and the step named.
 """
 
 from __future__ import annotations
@@ -29,6 +28,15 @@ from morphir.runtime.learning.batches import (
 from morphir.runtime.learning.loss_check import Loss
 
 Batches = Iterable[tuple[Any, Any]]
+
+
+def count_steps(data: Batches, limit: int | None = None) -> int | None:
+    """Returns the number of batches in an epoch; None where the data does not say."""
+    try:
+        steps = len(data)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        return limit
+    return steps if limit is None else min(steps, limit)
 
 
 class NonFiniteLossError(MorphirError):
@@ -74,6 +82,13 @@ class Placement:
     def autocast(self) -> torch.autocast:
         """The context of a forward pass."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
+
+
+def place(model: nn.Module, placement: Placement) -> None:
+    """Moves a model to where its batches are computed, in their memory format."""
+    model.to(placement.device)
+    if placement.channels_last:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

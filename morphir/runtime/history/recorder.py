@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 TRAINING = "training"
 LIMIT_BYTES = 1 << 30
+"""What a history may take. Values past it are not kept, with a warning, and the points that need them cannot
+be restored; index maps and thetas always are.
+"""
 KEYFRAME_EVERY = 200
 
 
@@ -49,16 +52,14 @@ class RecordHistory(Instrument):
     Args:
         graph: The graph.
         store: An open history, whose last point is the graph as it is.
-        limit: Bytes that the history may take. Values past it are not kept, with a warning, and the points
-            that need them cannot be restored; index maps and thetas always are.
 
     Attributes:
         phase: Of the growth run; goes into every action.
     """
 
-    def __init__(self, graph: Graph, store: HistoryStore, limit: int = LIMIT_BYTES) -> None:
+    def __init__(self, graph: Graph, store: HistoryStore) -> None:
         self.phase: int | None = None
-        self._graph, self._store, self._limit = graph, store, limit
+        self._graph, self._store = graph, store
         self._pass: str | None = None
         self._pending: list[Action] = []
         self._nodes: tuple[str, ...] = ()
@@ -67,16 +68,13 @@ class RecordHistory(Instrument):
         self._note(look_at_all=True)
 
     @staticmethod
-    def start(
-        graph: Graph, folder: Path, spec: Mapping[str, Any] | None = None, limit: int = LIMIT_BYTES
-    ) -> RecordHistory:
+    def start(graph: Graph, folder: Path, spec: Mapping[str, Any] | None = None) -> RecordHistory:
         """Starts a history; what is in the folder has to be empty or not there.
 
         Args:
             graph: What to follow.
             folder: Where the history goes.
             spec: How the command line names the model; where None, its PyTorch source is stored.
-            limit: Bytes that it may take.
 
         Raises:
             HistoryError: if the folder holds something.
@@ -88,10 +86,10 @@ class RecordHistory(Instrument):
         store.write_tensors(0, named_state(graph))
         state = joint_digest(tensor_digests(graph))
         store.append([Action(0, "start", "start", program_digest(graph), state)])
-        return RecordHistory(graph, store, limit)
+        return RecordHistory(graph, store)
 
     @staticmethod
-    def resume(graph: Graph, folder: Path, count: int, limit: int = LIMIT_BYTES) -> RecordHistory:
+    def resume(graph: Graph, folder: Path, count: int) -> RecordHistory:
         """Goes on with a history, whose first ``count`` actions led to the graph as it is but for training.
 
         Raises:
@@ -101,7 +99,7 @@ class RecordHistory(Instrument):
         if len(store.actions) < count:
             raise HistoryError(f"the history in {folder} has {len(store.actions)} actions, not {count}")
         store.truncate(count)
-        recorder = RecordHistory(graph, store, limit)
+        recorder = RecordHistory(graph, store)
         if joint_digest(recorder._digests) != store.actions[-1].state:
             recorder._digests = {}  # trained since; which tensors is not known, so all count as changed
         return recorder
@@ -206,9 +204,8 @@ class RecordHistory(Instrument):
     def _keep(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         if not self._fits(tensors):
             warnings.warn(
-                f"the history in {self._store.folder} would grow past {self._limit / 2**20:.0f} "
-                f"MiB: the weights of "
-                f"action {self.count} are not kept, and its point cannot be restored",
+                f"the history in {self._store.folder} would grow past {LIMIT_BYTES / 2**20:.0f} MiB: "
+                f"the weights of action {self.count} are not kept, and its point cannot be restored",
                 MorphirWarning,
                 stacklevel=2,
             )
@@ -217,7 +214,7 @@ class RecordHistory(Instrument):
         return True
 
     def _fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
-        return self._store.size + sum(t.nbytes for t in tensors.values()) <= self._limit
+        return self._store.size + sum(t.nbytes for t in tensors.values()) <= LIMIT_BYTES
 
     def _write_keyframe(self, number: int) -> None:
         """Writes all tensors where the nearest point with all of them is far; a help, not a need."""

@@ -1,9 +1,8 @@
 """From a graph to what the learner runs: one instrumented forward program, and one small program per space.
 
 The instrumented program returns, beside the outputs, every value that some space needs. The gradient at an
-edge alone comes
-from a *tap*: an alias of the tensor a that the consumers read in its place, so that a path which passes a on
-inside the region is not counted.
+edge alone comes from a *tap*: an alias of the tensor a that the consumers read in its place, so that a path
+which passes a on inside the region is not counted.
 """
 
 from __future__ import annotations

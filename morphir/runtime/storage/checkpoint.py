@@ -1,8 +1,7 @@
 """Checkpoints: one directory each, safetensors and a JSON manifest, whole or not there.
 
-``checkpoints/000012/`` is the run after 12 epochs. It is written as ``.new-000012``, synced, and renamed;
-its manifest holds the
-checksum of every other file, so that a damaged one is known before anything is loaded.
+``checkpoints/000012/`` is the run after 12 epochs. It is written as ``.new-000012``, synced, and renamed; its
+manifest holds the checksum of every other file, so that a damaged one is known before anything is loaded.
 """
 
 from __future__ import annotations

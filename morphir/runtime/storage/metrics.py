@@ -1,8 +1,7 @@
 """``metrics.jsonl``: one JSON object per epoch and per phase, in the order in which they ended.
 
 A checkpoint notes how many lines there are; a resumed run drops the lines after that, so that the finished
-file is that of an
-uninterrupted run, but for seconds.
+file is that of an uninterrupted run, but for seconds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Nested state as a JSON skeleton and named tensors, so that it can be stored without pickle.
 
 A tensor leaf becomes ``{"$tensor": name}``, with the path to it as name; tuples and dicts with keys other
-than strings are
-marked, so that what comes back is what went in.
+than strings are marked, so that what comes back is what went in.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -30,8 +32,12 @@ from morphir.runtime.fidelity.learners import (
 from morphir.runtime.fidelity.study import Study, by_space
 from morphir.runtime.fidelity.together import together
 from morphir.runtime.fidelity.truth import true_changes
+from morphir.runtime.growing import learning
 from morphir.runtime.growing.config import GrowthConfig
-from morphir.runtime.growing.training import Placement
+from morphir.runtime.growing.run_state import Job, learner_of_phase
+from morphir.runtime.growing.schedule import plan
+from morphir.runtime.growing.training import NonFiniteLossError, Placement
+from morphir.runtime.learning.learner import Learner, StepResult
 from passes.transform import transform
 
 LOSS = partial(F.cross_entropy, reduction="none")
@@ -58,7 +64,7 @@ def data() -> list[Batch]:
     return [(inputs[:25], labels[:25]), (inputs[25:], labels[25:])]
 
 
-def problem(network: Graph, data: list[Batch], places: tuple[Place, ...], **options: float) -> Problem:
+def problem(network: Graph, data: list[Batch], places: tuple[Place, ...], **options: object) -> Problem:
     return Problem(network, places, lambda epoch: data, LOSS, CPU, **options)  # pyright: ignore[reportArgumentType]
 
 
@@ -101,12 +107,12 @@ def test_estimates_are_means_over_samples_and_right_in_the_limit(network: Graph,
     """Without curvature the estimate is q: what the true change is for a small theta, up to its square."""
     theta = torch.randn(3, dtype=torch.float64) * 1e-3
     splits = {("0", 1): Split("0", 1, {"0.weight": theta})}
-    found = estimated_changes(network, splits, data, LOSS, "none", CPU)
+    found = estimated_changes(network, splits, data, LOSS, "none", CPU, GrowthConfig())
     (truth,) = true_changes(network, list(splits.values()), data, LOSS, CPU)
     assert found["split", "0", 1] == pytest.approx(truth, rel=1e-3)
     assert found["split", "0", 0] == 0.0
     whole = [(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data]))]
-    again = estimated_changes(network, splits, whole, LOSS, "none", CPU)
+    again = estimated_changes(network, splits, whole, LOSS, "none", CPU, GrowthConfig())
     assert found["split", "0", 1] == pytest.approx(again["split", "0", 1], rel=1e-9)
 
 
@@ -149,11 +155,13 @@ def test_learners_lower_the_true_loss_and_random_directions_have_their_norm(
 def test_a_selection_at_once_is_that_of_the_rewritten_network(network: Graph, data: list[Batch]) -> None:
     config = GrowthConfig(theta_factors=(1.0, 0.5), best_fraction=0.5, prunes=False)
     trial, held_back = data[:1], data[1:]
-    case = problem(network, data, (), epochs=20)
-    found = {row.plan: row for row in together(case, config, trial, held_back)}
-    learner = case.learner("auto")
-    learner.ema = 0.5 / len(data)
-    case.teach(learner)
+    case = problem(network, data, (), epochs=20, config=config)
+    found = {row.plan: row for row in together(case, trial, held_back)}
+    learner = Learner(network, LOSS, ema=0.25)
+    for epoch in range(20):
+        for step, batch in enumerate(data):
+            learner.lr = 0.05 * (1 + math.cos(math.pi * (epoch + step / 2) / 20)) / 2
+            learner.step(*batch)
     scores = sorted(
         (s for s in learner.scores() if isinstance(s.morphism, Split)), key=lambda s: s.delta_loss
     )
@@ -170,11 +178,75 @@ def test_a_selection_at_once_is_that_of_the_rewritten_network(network: Graph, da
 
 def test_a_selection_at_once_leaves_out_what_growth_keeps(network: Graph, data: list[Batch]) -> None:
     """The network has no other space that can be split or pruned, so that nothing is left."""
-    case = problem(network, data, (), epochs=1)
-    rows = list(together(case, GrowthConfig(keep=("0",)), data[:1], data[1:]))
+    case = problem(network, data, (), config=GrowthConfig(keep=("0",)))
+    rows = list(together(case, data[:1], data[1:]))
     assert [(row.splits, row.prunes, row.joint, row.truth) for row in rows] == [(0, 0, 0.0, 0.0)] * 3
     with pytest.raises(MorphirError, match="no channel space is called 'layer9'"):
-        list(together(case, GrowthConfig(keep=("layer9",)), data[:1], data[1:]))
+        list(together(replace(case, config=GrowthConfig(keep=("layer9",))), data[:1], data[1:]))
+
+
+def test_every_option_of_theta_reaches_the_learner(
+    network: Graph, data: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the names of the configuration's options: one that is new, and named so, has to be added here."""
+    given = {
+        "theta_optimizer": "adam",
+        "theta_lr": 0.03,
+        "theta_lr_absolute": True,
+        "theta_lr_schedule": "constant",
+        "theta_scale": 0.2,
+    }
+    of_plans = {"theta_factors", "theta_halvings"}
+    assert {name for name in GrowthConfig.model_fields if name.startswith("theta")} == {*given, *of_plans}
+    config = GrowthConfig(**given, learn_curvature="batch", ema=0.3, compile=True, seed=5)
+    expected = {
+        "learn_curvature": "batch",
+        "score_curvature": "auto",
+        "optimizer": "adam",
+        "lr": 0.03,
+        "absolute_lr": True,
+        "init_scale": 0.2,
+        "ema": 0.3,
+        "compile": True,
+        "spaces": None,
+        "seed": 5,
+    }
+    made: list[dict[str, object]] = []
+    monkeypatch.setattr(learning, "Learner", lambda graph, loss, **options: made.append(options))
+    case = problem(network, data, (), config=config)
+    case.learner()
+    job = Job(network, data, LOSS, config, CPU)
+    learner_of_phase(job, plan(config)[0])
+    replace(case, places=(("0", 1),)).learner(learn_curvature="sample")
+    assert made == [
+        expected,
+        {**expected, "seed": 6},
+        {**expected, "spaces": ["0"], "learn_curvature": "sample"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [("constant", [0.2] * 4), ("cosine", [0.1 * (1 + math.cos(math.pi * done / 4)) for done in range(4)])],
+)
+def test_the_rate_falls_as_the_configuration_says(
+    network: Graph, data: list[Batch], schedule: str, rates: list[float]
+) -> None:
+    class Noting:
+        def step(self, inputs: Tensor, targets: Tensor) -> StepResult:
+            seen.append(vars(self)["lr"])
+            return StepResult(torch.tensor(1.0), inputs)
+
+    seen: list[float] = []
+    config = GrowthConfig(theta_lr=0.2, theta_lr_schedule=schedule)
+    problem(network, data, (), config=config, epochs=2).teach(Noting())  # pyright: ignore[reportArgumentType]
+    assert seen == pytest.approx(rates, rel=1e-12)
+
+
+def test_a_loss_that_is_not_finite_ends_the_learning(network: Graph, data: list[Batch]) -> None:
+    case = problem(network, [(inputs * math.inf, labels) for inputs, labels in data], ())
+    with pytest.raises(NonFiniteLossError, match="at step 1 of epoch 1 of learning"):
+        case.teach(case.learner())
 
 
 def test_agreement_against_numpy() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 from torch.nn import functional
 
@@ -247,14 +245,16 @@ def test_phase_line() -> None:
 
 
 @pytest.mark.parametrize(("quiet", "lines"), [(False, 3), (True, 1)])
-def test_plain_lines_where_there_is_no_terminal(quiet: bool, lines: int) -> None:
-    output = io.StringIO()
+def test_plain_lines_where_there_is_no_terminal(
+    quiet: bool, lines: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
     graph, slots = network(), plan(GrowthConfig(phases=1))
-    with ProgressReporter(Console(file=output, width=40), quiet=quiet) as progress:
+    with ProgressReporter(quiet=quiet) as progress:
         progress(RunStarted(graph, GrowthConfig(phases=1), slots, 0))
         progress(EpochStarted(slots[0], 3))
         progress(Warned("a checkpoint is damaged"))
         progress(PhaseEnded(graph, RECORD))
-    printed = output.getvalue().splitlines()
+    printed = capsys.readouterr().err.splitlines()
     assert len(printed) == lines
     assert "warning: a checkpoint is damaged" in printed

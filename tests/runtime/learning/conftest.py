@@ -6,6 +6,7 @@ delta forced at the producers, one group at a time, and the derivative from auto
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 from torch import fx, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,6 +37,8 @@ Edge = tuple[str, str]
 Change = dict[Edge, torch.Tensor]
 Batch = tuple[torch.Tensor, torch.Tensor]
 CLASSES = 10
+BFLOAT16 = 2**-8
+"""Relative spacing of its numbers."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,31 @@ class _Truth:
             product = (z.values(self.images)[node] - self.clean[node]) * g
             return product.movedim(self._batch_dim(g), 0).flatten(1).sum(1)
 
+    def terms(self) -> dict[tuple[str, int], float]:
+        """Space and group to the mean over the samples of the sum of ``|a g|`` over all positions and edges.
+
+        A relative error of each value changes a score by about as much of it. A quarter of the space's mean
+        is added, since a small value may be computed from large ones, as behind a ReLU.
+        """
+        edges = {(c.tensor, c.node) for space in self.graph.spaces.values() for c in space.consumers}
+        added = {edge: torch.zeros_like(self.clean[edge[0]]).requires_grad_() for edge in edges}
+        logits = Probe(self.graph, edges=added).values(self.images)["output"]
+        gradients = torch.autograd.grad(cross_entropy(logits, self.labels).sum(), list(added.values()))
+        terms = {
+            edge: (self.clean[edge[0]] * g).abs() / len(self.images)
+            for edge, g in zip(added, gradients, strict=True)
+        }
+        found: dict[tuple[str, int], float] = {}
+        for name, space in self.graph.spaces.items():
+            for c in {(c.tensor, c.node, c.dim): c for c in space.consumers}.values():
+                sums = terms[c.tensor, c.node].movedim(c.dim, 0).flatten(1).sum(1).tolist()
+                for group, total in zip(c.groups, sums, strict=True):
+                    found[name, group] = found.get((name, group), 0.0) + total
+            own = {group: found.get((name, group), 0.0) for group in range(space.width)}
+            mean = sum(own.values()) / space.width
+            found |= {(name, group): value + mean / 4 for group, value in own.items()}
+        return found
+
     def _batch_dim(self, value: torch.Tensor) -> int:
         return value.shape.index(self.images.shape[0])
 
@@ -287,12 +316,90 @@ def check_scores() -> Callable[..., Checked]:
     return run
 
 
+def _scores(learner: Learner) -> dict[tuple[str, str, int], float]:
+    return {(s.morphism.kind, s.morphism.space, s.morphism.index): s.delta_loss for s in learner.scores()}
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Scores of a step in float64, of the same in bfloat16, and what a rounding in each value may do."""
+
+    expected: torch.Tensor
+    found: torch.Tensor
+    rounding: torch.Tensor
+
+    def assert_close(self, roundings: float, rank: float, large: int) -> None:
+        """Asserts that they agree up to so many roundings, and that this says something.
+
+        Args:
+            roundings: How many.
+            rank: Least rank correlation.
+            large: So many scores at least are larger than the tolerance; these thus agree in sign.
+        """
+        tolerance = roundings * self.rounding
+        error = (self.found - self.expected).abs()
+        assert (error <= tolerance).all(), (error / self.rounding).tolist()
+        assert int((self.expected.abs() > tolerance).sum()) >= large
+        assert stats.spearmanr(self.expected, self.found)[0] >= rank
+
+
+@pytest.fixture
+def roundings() -> Callable[..., dict[tuple[str, int], float]]:
+    """``roundings(graph, batch, spacing)``: what one rounding in each value may do to a group's scores."""
+
+    def run(graph: Graph, batch: Batch, spacing: float) -> dict[tuple[str, int], float]:
+        exact = copy.deepcopy(graph).double().eval()
+        terms = _Truth(exact, (batch[0].double(), batch[1])).terms()
+        return {site: term * spacing for site, term in terms.items()}
+
+    return run
+
+
+@pytest.fixture
+def round_scores() -> Callable[[Graph, Batch], dict[str, Rounded]]:
+    """``round_scores(graph, batch)``: a step under autocast, in channels-last format, against float64."""
+
+    def run(graph: Graph, batch: Batch) -> dict[str, Rounded]:
+        exact = copy.deepcopy(graph).double()
+        expected = Learner(exact, functional.cross_entropy, init_scale=0.5)
+        expected.step(batch[0].double(), batch[1])
+        graph.to(memory_format=torch.channels_last)
+        learner = Learner(graph, functional.cross_entropy, init_scale=0.5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            learner.step(batch[0].to(memory_format=torch.channels_last), batch[1])
+        averages = [v for k, v in learner.state_dict().items() if k.startswith(("theta", "average"))]
+        assert {value.dtype for value in averages if isinstance(value, torch.Tensor)} == {torch.float32}
+        terms = _Truth(exact, (batch[0].double(), batch[1])).terms()
+        scores = _scores(expected), _scores(learner)
+        assert scores[0].keys() == scores[1].keys()
+        sites = {kind: [site for site in scores[0] if site[0] == kind] for kind in ("split", "prune")}
+        return {
+            kind: Rounded(
+                *(torch.tensor([found[site] for site in own], dtype=torch.float64) for found in scores),
+                torch.tensor([terms[site[1:]] * BFLOAT16 for site in own], dtype=torch.float64),
+            )
+            for kind, own in sites.items()
+        }
+
+    return run
+
+
+_WAITING = {
+    *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "multinomial"),
+    *("masked_select", "_unique2", "unique_dim", "unique_consecutive"),
+}
+
+
 class _NoHostReads(TorchDispatchMode):
     """Fails on the operators that wait for the device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        assert name not in {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "multinomial"}, name
+        assert name not in _WAITING, name
+        by_mask = name in {"index", "index_put", "index_put_"} and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        assert not by_mask, f"{name} by a mask"
         return func(*args, **(kwargs or {}))
 
 

@@ -229,15 +229,7 @@ def test_every_tensor_of_a_step_is_on_the_graphs_device(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
-def test_autocast_and_channels_last(name: str) -> None:
-    graph, (images, labels) = _graph(name, torch.float32), _batch(dtype=torch.float32)
-    plain = Learner(graph, functional.cross_entropy, init_scale=0.5)
-    plain.step(images, labels)
-    expected = torch.tensor(list(_splits(plain).values()))
-    graph.to(memory_format=torch.channels_last)
-    learner = Learner(graph, functional.cross_entropy, init_scale=0.5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        learner.step(images.to(memory_format=torch.channels_last), labels)
-    found = torch.tensor(list(_splits(learner).values()))
-    scale = float(expected.abs().max())
-    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * scale)
+def test_autocast_and_channels_last(name: str, round_scores: Callable[..., dict[str, Any]]) -> None:
+    found = round_scores(_graph(name, torch.float32), _batch(dtype=torch.float32))
+    found["prune"].assert_close(roundings=4, rank=0.99, large=len(found["prune"].expected) // 2)
+    found["split"].assert_close(roundings=1.5, rank=0.85, large=3)

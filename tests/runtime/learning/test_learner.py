@@ -4,6 +4,7 @@ continue."""
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -423,19 +424,10 @@ def test_scripted_modules_are_evaluated_and_nothing_may_be_learned(curvature: st
     assert learner.scores() == []
 
 
-def test_autocast_and_channels_last() -> None:
-    graph, (images, labels) = _graph(torch.float32), _batch(dtype=torch.float32)
-    expected = Learner(graph, functional.cross_entropy, init_scale=0.5)
-    expected.step(images, labels)
-    graph.to(memory_format=torch.channels_last)
-    learner = Learner(graph, functional.cross_entropy, init_scale=0.5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        learner.step(images.to(memory_format=torch.channels_last), labels)
-    assert {v.dtype for k, v in learner.state_dict().items() if k.startswith(("theta", "average"))} == {
-        torch.float32
-    }
-    scale = float(_deltas(expected).abs().max())
-    torch.testing.assert_close(_deltas(learner), _deltas(expected), rtol=0.1, atol=0.05 * scale)
+def test_autocast_and_channels_last(round_scores: Callable[..., dict[str, Any]]) -> None:
+    found = round_scores(_graph(torch.float32).eval(), _batch(dtype=torch.float32))
+    found["prune"].assert_close(roundings=1, rank=0.99, large=8)
+    found["split"].assert_close(roundings=0.5, rank=0.9, large=6)
 
 
 def test_a_loss_that_is_not_finite_is_named_by_its_step() -> None:

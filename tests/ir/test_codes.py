@@ -104,7 +104,9 @@ def test_every_code_that_is_emitted_has_its_row() -> None:
         assert code is not None, f"{place}: write the code as a literal, or pass it on under the name 'code'"
         found.setdefault(code, place)
     found.update({kind.kind: str(kind) for kind in (Split, Prune)})
-    assert set(Morphism.__subclasses__()) == {Split, Prune}
+    # Other tests declare kinds of their own.
+    own = {kind for kind in Morphism.__subclasses__() if kind.__module__.startswith("morphir.")}
+    assert own == {Split, Prune}
     missing = {code: place for code, place in found.items() if code not in CODES}
     assert not missing, f"no row in morphir/ir/codes.py: {missing}"
     assert not CODES.keys() - found.keys(), "rows that nothing emits"

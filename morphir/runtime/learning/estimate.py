@@ -92,7 +92,7 @@ def estimate_splits(
                     delta.copy_(gradient)
     found: dict[str, torch.Tensor] = {}
     for producer, delta, gradient in zip(split.producers, deltas, gradients, strict=True):
-        own = delta.pull(gradient)
+        own = delta.pull(in_dtype(gradient, delta.value.dtype))
         found[producer.parameter] = found[producer.parameter] + own if producer.parameter in found else own
     return SplitEstimate(Projection.joined(prunes), Projection.joined(splits), found)
 

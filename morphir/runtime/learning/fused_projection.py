@@ -17,9 +17,13 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from morphir.ir.state import attribute
-from morphir.runtime.learning.compilation import device_type
 from morphir.runtime.learning.group_index import GroupIndex
-from morphir.runtime.learning.precision import at_least_single, autocast_dtype
+from morphir.runtime.learning.precision import (
+    at_least_single,
+    is_half_by_autocast,
+    single,
+    without_autocast,
+)
 from morphir.runtime.learning.projection import (
     EdgeValue,
     PlainProjection,
@@ -57,7 +61,9 @@ class FusedProjection:
         edges = [edge for edge in values.edges if edge is not None]
         if len(edges) < len(values.edges):
             return self._plain(values)
-        evaluation = self._run(values, edges)
+        in_single = is_half_by_autocast(values.ys)
+        with without_autocast(values.ys[0].device.type):
+            evaluation = self._run(values, edges, in_single=in_single)
         if evaluation is None:
             return self._plain(values)
         indices, sums = [edge.groups for edge in edges], evaluation.outputs
@@ -95,7 +101,7 @@ class FusedProjection:
                     delta.addcmul_(own[position], factor)
         return deltas
 
-    def _run(self, values: RegionValues, edges: Sequence[EdgeValue]) -> Evaluation | None:
+    def _run(self, values: RegionValues, edges: Sequence[EdgeValue], *, in_single: bool) -> Evaluation | None:
         module = self.region.module
         given = [
             *values.ys,
@@ -108,9 +114,9 @@ class FusedProjection:
         if values.sampled:
             given += [torch.zeros_like(edge.g) if edge.sampled is None else edge.sampled for edge in edges]
         kinds = tuple((edge.a.dtype, edge.a.dim(), edge.g.dtype) for edge in edges)
-        key = (values.sampled, kinds, autocast_dtype(device_type(given)))
+        key = (values.sampled, kinds, in_single)
         if key not in self._programs:
-            building = _Building(self.region, len(values.ys), sampled=values.sampled)
+            building = _Building(self.region, len(values.ys), sampled=values.sampled, in_single=in_single)
             try:
                 program = building.run(edges)
                 # Where samples mix, q's gradient for one sample is no multiple of the one for all.
@@ -143,9 +149,10 @@ class _Building:
         splits: Positions of the splits' sums with g; with g~.
     """
 
-    def __init__(self, region: Region, producers: int, *, sampled: bool) -> None:
+    def __init__(self, region: Region, producers: int, *, sampled: bool, in_single: bool) -> None:
         self.region = region
         self.sampled = sampled
+        self.in_single = in_single
         self.program = fx.Graph()
         self.ys = self._placeholders("y", producers)
         self.deltas = self._placeholders("delta", producers)
@@ -174,15 +181,22 @@ class _Building:
 
     def _changes(self, bases: Sequence[fx.Node]) -> list[fx.Node]:
         """Returns 2u at each edge."""
+        ys, deltas = (list(map(self._precise, values)) for values in (self.ys, self.deltas))
         if self.region.kind == "relu":
-            return [self._excess(self.ys[0], self.deltas[0])]
-        pairs = list(zip(self.ys, self.deltas, strict=True))
+            return [self._excess(ys[0], deltas[0])]
+        if self.in_single:
+            # Those in memory are rounded to half precision.
+            bases = self._region(ys)
+        pairs = list(zip(ys, deltas, strict=True))
         ups = [self._call(torch.add, y, delta) for y, delta in pairs]
         downs = [self._call(torch.sub, y, delta) for y, delta in pairs]
         # Not stacked, as uncompiled ones are: PyTorch's compiler makes slow kernels of concatenations.
         results = (self._region(ups), self._region(downs))
         sums = [self._call(torch.add, up, down) for up, down in zip(*results, strict=True)]
         return [self._call(torch.sub, total, a, alpha=2) for total, a in zip(sums, bases, strict=True)]
+
+    def _precise(self, value: fx.Node) -> fx.Node:
+        return self.program.call_function(single, (value,)) if self.in_single else value
 
     def _excess(self, y: fx.Node, delta: fx.Node) -> fx.Node:
         """For a single ReLU, 2u is delta's excess over the interval [-|y|, |y|], without its sign."""
@@ -194,7 +208,7 @@ class _Building:
         """Copies the region; its modules keep their names."""
         nodes = list(self.region.module.graph.nodes)
         placeholders = [node for node in nodes if node.op == "placeholder"]
-        copied = dict(zip(placeholders, (*inputs, *self.externals), strict=True))
+        copied = dict(zip(placeholders, (*inputs, *map(self._precise, self.externals)), strict=True))
         for node in nodes:
             if node.op == "get_attr":
                 copied[node] = self.attributes[cast(str, node.target)]

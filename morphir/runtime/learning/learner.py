@@ -8,7 +8,8 @@ one for theta's gradient.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from morphir.analysis.cost import delta_cost
-from morphir.errors import MorphirError
+from morphir.errors import MorphirError, MorphirWarning
 from morphir.ir.channels import ChannelSpace
 from morphir.ir.graph import Graph, require_graph
 from morphir.ir.remarks import Remark
@@ -41,6 +42,7 @@ from morphir.runtime.learning.loss_check import Loss, check_is_mean
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram, SplitProgram, lower
 from morphir.runtime.learning.model_pass import Forward, Pass, detached, run_backward, run_forward
 from morphir.runtime.learning.options import check_options
+from morphir.runtime.learning.precision import HALF
 from morphir.runtime.learning.projection import (
     PlainProjection,
     Project,
@@ -152,6 +154,7 @@ class Learner:
         self._state = held_tensors(modules_within(graph))
         self._kinds = [(tensor.dtype, tensor.device) for tensor in self._state]
         self._thetas = initial_thetas(graph, self.lowered.spaces, init_scale, seed)
+        _warn_of_half(self._all_thetas(), graph)
         self._optimizer = theta_optimizer(optimizer)(self._all_thetas(), lr, absolute=absolute_lr)
         # No values are drawn on the meta device, and it has no generator.
         meta = graph.device.type == "meta"
@@ -320,6 +323,18 @@ class Learner:
                 hint="make a new Learner(graph, loss) after transform(...) and graph.to(...)",
             )
         return modules, tensors
+
+
+def _warn_of_half(thetas: Sequence[Theta], graph: Graph) -> None:
+    half = [theta.parameter for theta in thetas if graph.get_parameter(theta.parameter).dtype in HALF]
+    if half:
+        warnings.warn(
+            f"{half[0]} and {len(half) - 1} more kernels are of half precision: what a split changes is less "
+            "than its rounding, and estimates of splits mean little; keep parameters in float32, and learn "
+            "under torch.autocast",
+            MorphirWarning,
+            stacklevel=3,
+        )
 
 
 def _projection(split: SplitProgram, *, compile: bool) -> Project:

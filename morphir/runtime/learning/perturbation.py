@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
+from morphir.runtime.learning.precision import in_dtype, is_half_by_autocast, single, without_autocast
 from morphir.runtime.learning.region import Region, RegionKind
 
 Tensors = Sequence[torch.Tensor]
@@ -75,7 +76,7 @@ class _Evaluation:
         ]
         if not pairs:
             return [torch.zeros_like(x) for x in self.inputs]
-        outputs, wanted = [out for out, _ in pairs], [g for _, g in pairs]
+        outputs, wanted = [out for out, _ in pairs], [in_dtype(g, out.dtype) for out, g in pairs]
         found = torch.autograd.grad(outputs, self.inputs, wanted, allow_unused=True)
         reached = cast("Sequence[torch.Tensor | None]", found)
         return [torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, reached, strict=True)]
@@ -130,7 +131,14 @@ def _doubled_change(
 def _general(
     region: Region, ys: Tensors, deltas: Tensors, externals: Sequence[Any], bases: MaybeTensors
 ) -> Perturbed:
-    return (_stacked if region.stackable else _apart)(region, ys, deltas, externals, bases)
+    run = _stacked if region.stackable else _apart
+    if not is_half_by_autocast(ys):
+        return run(region, ys, deltas, externals, bases)
+    ys, deltas, externals = ([single(value) for value in values] for values in (ys, deltas, externals))
+    with without_autocast(ys[0].device.type):
+        again = cast("Sequence[torch.Tensor]", region.module(*ys, *externals))
+        pairs = zip(again, bases, strict=True)
+        return run(region, ys, deltas, externals, [None if a is None else own for own, a in pairs])
 
 
 PERTURBATIONS: Mapping[RegionKind, Perturb] = {"relu": _relu, "general": _general}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 
 HALF = frozenset({torch.bfloat16, torch.float16})
@@ -17,6 +21,30 @@ def autocast_dtype(kind: str) -> torch.dtype | None:
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
+
+
+def is_half_by_autocast(values: Sequence[torch.Tensor]) -> bool:
+    """Whether autocast is on, and something of half precision; parameters are not, so that all can be more.
+
+    A split's u = (a+ + a-)/2 - a is a small difference of large values. Where these are rounded to eight
+    bits, nothing is left of it.
+    """
+    return any(value.dtype in HALF for value in values) and autocast_dtype(values[0].device.type) is not None
+
+
+@contextmanager
+def without_autocast(kind: str) -> Generator[None]:
+    """Lets operators compute in the precision of their inputs."""
+    if autocast_dtype(kind) is None:
+        yield
+    else:
+        with torch.autocast(kind, enabled=False):
+            yield
+
+
+def single(value: Any) -> Any:
+    """Returns a tensor of half precision in single precision, and anything else as it is."""
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype in HALF else value
 
 
 def in_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -182,9 +182,12 @@ class Graph(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
         root = nn.Module()
         root.__dict__.update({k: v for k, v in self.__dict__.items() if k not in {"_modules", "_graph"}})
-        root.__dict__["_modules"] = copy.deepcopy(self._modules, memo)
-        root.__dict__["_parameters"] = copy.deepcopy(self._parameters, memo)
-        root.__dict__["_buffers"] = copy.deepcopy(self._buffers, memo)
+        # Recorded, the copies of a scripted module's parameters would be no leaves.
+        with torch.no_grad():
+            for table in ("_modules", "_parameters", "_buffers"):
+                root.__dict__[table] = copy.deepcopy(self.__dict__[table], memo)
+        for copied, own in zip(root.parameters(), self.parameters(), strict=True):
+            copied.requires_grad_(own.requires_grad)
         return Graph(
             root,
             copy.deepcopy(self.graph),

@@ -6,6 +6,7 @@ made of what the mathematics' tests cover. Losses, estimates and theta's gradien
 
 from __future__ import annotations
 
+import copy
 import shutil
 import types
 from collections.abc import Callable
@@ -343,6 +344,7 @@ def test_a_scripted_module_can_be_trained_around() -> None:
     net.scripted = torch.jit.script(nn.Conv2d(6, 6, 1).double())
     with pytest.warns(MorphirWarning, match="kept whole"):
         graph = morphir.trace(net, _batch()[0])
-    assert all(parameter.is_leaf for parameter in graph.parameters())
+    for own in (graph, copy.deepcopy(graph)):
+        assert all(parameter.is_leaf and parameter.requires_grad for parameter in own.parameters())
     morphir.Learner(graph, _per_sample).step(*_batch())
     assert all(parameter.requires_grad for parameter in graph.parameters())

@@ -59,7 +59,7 @@ class GrowthConfig(BaseModel):
     theta_optimizer: ThetaOptimizerName = Field(
         "adam-mini", description="Adam with a second moment for each channel, or adam: for each entry"
     )
-    theta_lr: float = Field(5e-2, gt=0, description="learning rate of theta")
+    theta_lr: float = Field(0.2, gt=0, description="learning rate of theta")
     theta_lr_absolute: bool = Field(
         False, description="whether it is taken as it is; else times the root mean square of theta's kernel"
     )
@@ -71,7 +71,7 @@ class GrowthConfig(BaseModel):
         None, gt=0, le=1, description="momentum of the scores' average; None is (batch / dataset) / 2"
     )
     learn_curvature: str = Field(
-        "auto", description="curvature term that theta is learned against; auto is mixed, or batch"
+        "auto", description="curvature term that theta is learned against; auto is shrunk-fisher, or batch"
     )
     score_curvature: str = Field(
         "auto", description="curvature term of the scores; auto is shrunk-fisher, or batch"

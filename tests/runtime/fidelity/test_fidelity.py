@@ -160,7 +160,7 @@ def test_a_selection_at_once_is_that_of_the_rewritten_network(network: Graph, da
     learner = Learner(network, LOSS, ema=0.25)
     for epoch in range(20):
         for step, batch in enumerate(data):
-            learner.lr = 0.05 * (1 + math.cos(math.pi * (epoch + step / 2) / 20)) / 2
+            learner.lr = 0.2 * (1 + math.cos(math.pi * (epoch + step / 2) / 20)) / 2
             learner.step(*batch)
     scores = sorted(
         (s for s in learner.scores() if isinstance(s.morphism, Split)), key=lambda s: s.delta_loss

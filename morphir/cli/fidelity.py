@@ -34,7 +34,7 @@ from morphir.cli.settings import growth_config, placed
 from morphir.data import eval_loader, train_loader
 from morphir.data.dataset import Dataset
 from morphir.ir.graph import Graph
-from morphir.runtime.fidelity.learners import Problem
+from morphir.runtime.fidelity.learners import PAPER, Problem
 from morphir.runtime.fidelity.study import Measured, Study
 from morphir.runtime.fidelity.together import Applied, together
 from morphir.runtime.growing.config import GrowthConfig
@@ -76,7 +76,10 @@ def command(
     ] = None,
     learn: Annotated[
         list[str] | None,
-        typer.Option(help=f"Curvature to learn with: {_CURVATURES}. May be given again; all but none."),
+        typer.Option(
+            help=f"Curvature to learn with: {_CURVATURES}; or {PAPER}, the paper's own learner. May be given "
+            "again; all curvatures but none."
+        ),
     ] = None,
     score: Annotated[list[str] | None, typer.Option(help="Curvature to score with, likewise.")] = None,
     baselines: Annotated[
@@ -108,7 +111,7 @@ def command(
     morphir fidelity vgg19 --width 8 --data digits --many --out runs/fidelity-together
     morphir fidelity runs/demo --data digits --set theta_lr=0.02 --out runs/fidelity-demo
     """  # noqa: D301
-    study = Study(_chosen(learn), _chosen(score), baselines, prunes, per_space)
+    study = Study(_chosen(learn, PAPER), _chosen(score), baselines, prunes, per_space)
     config = placed(growth_config(preset, None, assignments or (), seed=seed), device)
     torch.set_num_threads(threads or torch.get_num_threads())
     torch.manual_seed(config.seed)  # pyright: ignore[reportUnknownMemberType]
@@ -124,10 +127,11 @@ def command(
         _measure(problem, study, held_back, out)
 
 
-def _chosen(names: Sequence[str] | None) -> list[str]:
-    """Returns the curvatures that were named, all but ``none`` where none was."""
+def _chosen(names: Sequence[str] | None, *others: str) -> list[str]:
+    """Returns the curvatures, or others, that were named; all curvatures but ``none`` where none was."""
     for name in names or ():
-        curvature(name)
+        if name not in others:
+            curvature(name)
     return list(names or (name for name in CURVATURES if name != "none"))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from morphir.cli.output import print_table
+from morphir.runtime.fidelity.learners import PAPER
 from morphir.runtime.fidelity.plots import plot_estimates, plot_gains
 from morphir.runtime.fidelity.study import PRUNES, Measured, Study, agreement, by_space
 from morphir.runtime.fidelity.together import Applied
@@ -14,7 +15,7 @@ from morphir.runtime.storage.files import write_atomic
 
 def draw(out: Path, measured: Sequence[Measured], study: Study) -> None:
     """Writes the figures into a folder."""
-    learner = study.curvatures[0]
+    learner = study.learners[0]
     shown = [item for item in measured if item.learner in {learner, PRUNES}]
     for score in study.scores:
         write_atomic(out / f"estimates-{score}.svg", plot_estimates(shown, score))
@@ -58,6 +59,7 @@ def print_measured(measured: Sequence[Measured], study: Study) -> None:
                 for space in spaces
             ),
             ("sum over all splits", *(f"{_sum(measured, learner):+.4f}" for learner in gains)),
+            *_times_the_papers(measured, list(gains)),
             ("spaces that it raises", *(str(sum(v > 0 for v in own.values())) for own in gains.values())),
         ],
     )
@@ -92,6 +94,14 @@ def print_many(found: Sequence[Applied]) -> None:
 
 def _sum(measured: Sequence[Measured], learner: str) -> float:
     return sum(item.truth for item in measured if item.learner == learner)
+
+
+def _times_the_papers(measured: Sequence[Measured], learners: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns the row that compares with the paper's own learner, where it was asked for."""
+    paper = _sum(measured, PAPER)
+    if PAPER not in learners or not paper:
+        return []
+    return [("times the paper's", *(f"{_sum(measured, learner) / paper:.2f}" for learner in learners))]
 
 
 def _cell(items: Sequence[Measured], score: str) -> str:

@@ -119,6 +119,28 @@ class GaussNewton(ThetaLearner):
         return _splits(learner, problem.places)
 
 
+PAPER = "paper"
+"""The name of the paper's own learner."""
+_OF_THETA = ("theta_optimizer", "theta_lr", "theta_lr_absolute", "theta_lr_schedule", "learn_curvature")
+
+
+@dataclass(frozen=True)
+class PaperLearner(ThetaLearner):
+    """The paper's own: its term, and Adam at one constant rate for all kernels, as in preset ``paper``."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+        return PAPER
+
+    def learn(self, problem: Problem) -> Splits:
+        """As :class:`GaussNewton`, whatever the configuration says of theta."""
+        paper = GrowthConfig.preset(PAPER)
+        options = {option: getattr(paper, option) for option in _OF_THETA}
+        problem = replace(problem, config=problem.config.model_copy(update=options))
+        return GaussNewton(paper.learn_curvature).learn(problem)
+
+
 @dataclass(frozen=True)
 class SteepestDescent(ThetaLearner):
     """The direction of steepest descent at theta = 0, then a line search on the true loss.

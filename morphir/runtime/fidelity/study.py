@@ -12,8 +12,10 @@ from morphir.morphisms.prune import Prune
 from morphir.runtime.fidelity.agreement import Agreement
 from morphir.runtime.fidelity.estimates import Site, estimated_changes, site
 from morphir.runtime.fidelity.learners import (
+    PAPER,
     ExpandedNetwork,
     GaussNewton,
+    PaperLearner,
     Place,
     Problem,
     RandomDirections,
@@ -55,7 +57,7 @@ class Study:
     """What is compared.
 
     Attributes:
-        curvatures: Terms that theta is learned against.
+        learners: Terms that theta is learned against; :data:`PAPER` is the paper's own learner.
         scores: Terms that changes are estimated with.
         baselines: Whether steepest descent, the expanded network and random directions are compared too.
         prunes: Whether prunes are measured.
@@ -63,7 +65,7 @@ class Study:
         expanded_steps: Steps of each optimisation of an expanded network.
     """
 
-    curvatures: Sequence[str]
+    learners: Sequence[str]
     scores: Sequence[str]
     baselines: bool = False
     prunes: bool = True
@@ -102,7 +104,8 @@ class Study:
             yield from self._measure(drawn.name, list(splits.values()), splits, problem, held_back, progress)
 
     def _learners(self) -> Iterator[ThetaLearner]:
-        yield from map(GaussNewton, self.curvatures)
+        for name in self.learners:
+            yield PaperLearner() if name == PAPER else GaussNewton(name)
         if self.baselines:
             yield SteepestDescent()
             yield ExpandedNetwork(self.expanded_steps)

@@ -24,6 +24,7 @@ from morphir.runtime.fidelity.estimates import estimated_changes
 from morphir.runtime.fidelity.learners import (
     ExpandedNetwork,
     GaussNewton,
+    PaperLearner,
     Place,
     Problem,
     RandomDirections,
@@ -261,14 +262,38 @@ def test_agreement_against_numpy() -> None:
 
 def test_a_study_measures_every_learner_at_every_place(network: Graph, data: list[Batch]) -> None:
     lines: list[str] = []
-    study = Study(["batch"], ["batch", "fisher"], baselines=True, per_space=2, expanded_steps=5)
+    study = Study(["batch", "paper"], ["batch", "fisher"], baselines=True, per_space=2, expanded_steps=5)
     measured = list(study.run(problem(network, data, ()), data, progress=lines.append))
     names = [item.learner for item in measured]
-    assert list(dict.fromkeys(names)) == ["prune", "batch", "steepest", "expanded", "random"]
+    assert list(dict.fromkeys(names)) == ["prune", "batch", "paper", "steepest", "expanded", "random"]
     assert {item.site[2] for item in measured} == {0, 3}
     assert all(set(item.estimates) == {"batch", "fisher"} for item in measured)
     assert list(by_space(measured)) == ["0"]
     assert any("steepest: learned 2 splits" in line for line in lines)
+
+
+def test_the_papers_learner_takes_nothing_from_the_configuration(network: Graph, data: list[Batch]) -> None:
+    """Adam at a constant rate of 0.01 on the paper's term; torch's own moves theta here."""
+    config = GrowthConfig(theta_lr=0.7, seed=3)
+    case = problem(network, data, (("0", 0), ("0", 2)), epochs=2, config=config)
+    found = PaperLearner().learn(case)
+    learner = Learner(network, LOSS, learn_curvature="batch", score_curvature="batch", lr=0.0, seed=3)
+    theta = learner.thetas["0"]["0.weight"]
+    value = theta.value.detach().clone().requires_grad_()
+    adam = torch.optim.Adam([value], lr=0.01)
+    with torch.no_grad():
+        theta.value.copy_(value)
+    gradients: list[Tensor] = []
+    learner._optimizer.take = lambda thetas, found: gradients.append(found["0.weight"])  # type: ignore[method-assign]
+    for batch in data * 2:
+        learner.step(*batch)
+        value.grad = gradients[-1].clone()
+        adam.step()
+        with torch.no_grad():
+            theta.value.copy_(value)
+    for group in (0, 2):
+        assert found["0", group].theta is not None
+        torch.testing.assert_close(found["0", group].theta["0.weight"], value.detach()[group])
 
 
 def test_a_network_without_exact_groups_is_refused(data: list[Batch]) -> None:

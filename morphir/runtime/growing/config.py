@@ -71,7 +71,7 @@ class GrowthConfig(BaseModel):
         None, gt=0, le=1, description="momentum of the scores' average; None is (batch / dataset) / 2"
     )
     learn_curvature: str = Field(
-        "auto", description="curvature term that theta is learned against; auto is shrunk-fisher, or batch"
+        "auto", description="curvature term that theta is learned against; auto is mixed, or batch"
     )
     score_curvature: str = Field(
         "auto", description="curvature term of the scores; auto is shrunk-fisher, or batch"

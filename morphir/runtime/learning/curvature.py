@@ -140,17 +140,17 @@ NAMES = (AUTO, *CURVATURES)
 """What a curvature may be named by."""
 
 
-def resolved(name: str, *, fisher_is_known: bool) -> Curvature:
+def resolved(name: str, preferred: str, *, fisher_is_known: bool) -> Curvature:
     """Returns a curvature by name.
 
     Args:
         name: A curvature, or :data:`AUTO`.
-        fisher_is_known: Whether :data:`AUTO` is the shrunk Fisher's; ``"batch"``, which it is else, serves
-            every loss. Whether the model is a classifier, and its loss bends.
+        preferred: What :data:`AUTO` is where the Fisher is known; ``"batch"`` serves every loss.
+        fisher_is_known: Whether the model is a classifier, and its loss bends.
     """
     if name != AUTO:
         return curvature(name)
-    return CURVATURES["shrunk-fisher" if fisher_is_known else "batch"]
+    return CURVATURES[preferred if fisher_is_known else "batch"]
 
 
 def check_name(name: str) -> str:

@@ -93,11 +93,11 @@ class Learner:
             each step.
         loss: ``loss(outputs, targets)`` returns one loss a sample, ``[S]``, or their mean.
         learn_curvature: What theta is learned against: ``"batch"`` (the paper), ``"fisher"``,
-            ``"shrunk-fisher"``, ``"mixed"``, ``"empirical-fisher"``, ``"sample"``; ``"auto"`` is
-            ``"shrunk-fisher"`` for a classifier (logits ``[N, K]``, integer labels ``[N]``, a loss with a
-            second derivative by them), ``"batch"`` for other outputs or targets; ``"none"`` is the first
-            order alone.
-        score_curvature: What the scores are estimated with, named alike.
+            ``"shrunk-fisher"``, ``"mixed"``, ``"empirical-fisher"``, ``"sample"``; ``"auto"`` is ``"mixed"``
+            for a classifier (logits ``[N, K]``, integer labels ``[N]``, a loss with a second derivative by
+            them), ``"batch"`` for other outputs or targets; ``"none"`` is the first order alone.
+        score_curvature: What the scores are estimated with; ``"auto"`` is ``"shrunk-fisher"`` for a
+            classifier, else ``"batch"``.
         optimizer: What moves theta: ``"adam-mini"``, Adam with one second moment for each output channel's
             kernel, or ``"adam"``, one for each entry, as the paper does.
         lr: Its learning rate, relative to the kernel's root mean square, so that a layer's scale, which a
@@ -277,8 +277,8 @@ class Learner:
         """Returns what to learn with, and what to score with."""
         named = self.learn_curvature, self.score_curvature
         known = AUTO in named and is_known(forward.outputs, targets, forward.loss)
-        learn = resolved(self.learn_curvature, fisher_is_known=known)
-        score = resolved(self.score_curvature, fisher_is_known=known)
+        learn = resolved(self.learn_curvature, "mixed", fisher_is_known=known)
+        score = resolved(self.score_curvature, "shrunk-fisher", fisher_is_known=known)
         if forward.run.losses.samples is None and (learn.per_sample or score.per_sample):
             raise MorphirError(
                 "this curvature needs the loss of each sample, and the loss function returns their mean",

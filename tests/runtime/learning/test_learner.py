@@ -253,7 +253,7 @@ def test_the_learning_rate_is_relative_to_each_kernel_and_can_be_changed() -> No
 
 
 @pytest.mark.parametrize(
-    ("classifier", "learn", "score"), [(True, "shrunk-fisher", "shrunk-fisher"), (False, "batch", "batch")]
+    ("classifier", "learn", "score"), [(True, "mixed", "shrunk-fisher"), (False, "batch", "batch")]
 )
 def test_auto_samples_the_fisher_where_the_outputs_are_logits(
     classifier: bool, learn: str, score: str

@@ -33,7 +33,7 @@ def test_vs_codes_debugger_steps_through_passes_forwards_and_exported_source(
     client: Client, places: Places
 ) -> None:
     frame = client.stopped()  # breakpoint_on, before the first pass file's
-    assert at(frame) == places.rewrite and "'conv1'" in client.evaluate("morphisms[0].space", frame)
+    assert at(frame) == places.rewrite and "'conv1'" in client.evaluate("self.morphisms[0].space", frame)
     client.resume("continue", frame)
 
     frame = client.stopped()
@@ -45,7 +45,7 @@ def test_vs_codes_debugger_steps_through_passes_forwards_and_exported_source(
     client.resume("continue", frame)
 
     frame = client.stopped()
-    assert at(frame) == places.rewrite and client.evaluate("morphisms[0].space", frame) == "'conv2'"
+    assert at(frame) == places.rewrite and client.evaluate("self.morphisms[0].space", frame) == "'conv2'"
     client.resume("next", frame)
     frame = client.stopped()
     assert at(frame) == Place(places.rewrite.file, places.rewrite.line + 1)

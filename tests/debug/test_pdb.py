@@ -51,8 +51,8 @@ def test_pdb_steps_through_a_pass_a_forward_and_exported_source(
     assert "_stop_before_rewrite" in pdb.answer()
     for number, place in enumerate(places.all, 1):
         assert pdb.ask(f"b {place}") == f"Breakpoint {number} at {place}"
-    assert f"{places.rewrite.file}({places.rewrite.line})_apply_morphisms" in pdb.ask("c")
-    assert pdb.ask("p graph.spaces['conv1'].width, morphisms[0].space") == "(5, 'conv2')"
+    assert f"{places.rewrite.file}({places.rewrite.line})apply()" in pdb.ask("c")
+    assert pdb.ask("p graph.spaces['conv1'].width, self.morphisms[0].space") == "(5, 'conv2')"
     pdb.ask("n")
     assert pdb.ask("p maps") == "(IndexMap(conv2: 5 -> 4 [0 2 3 4]),)"
     assert str(places.forward.file) in (shown := pdb.ask("c")) and "%relu; stepped.py:" in shown

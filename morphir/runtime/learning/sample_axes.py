@@ -108,9 +108,7 @@ def _with_other_samples(samples: int, which: slice, leaf: Any) -> Any:
 
 def _changed(before: torch.Tensor, after: torch.Tensor) -> NDArray[np.bool_]:
     change = (before - after).abs()
-    # Below the rounding of the values themselves nothing can be told.
-    rounding = 16 * torch.finfo(before.dtype).eps * before.abs().max()
-    return (change > torch.maximum(_NOISE * change.max(), rounding)).cpu().numpy()
+    return (change > _NOISE * change.max()).cpu().numpy()
 
 
 def _dim(changed: Sequence[NDArray[np.bool_]], samples: int) -> int | None:

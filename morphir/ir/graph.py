@@ -23,7 +23,10 @@ from morphir.ir.index_map import Rewrite
 from morphir.ir.inputs import ExampleInputs
 from morphir.ir.names import check_names
 from morphir.ir.opaque import OpaqueCall
-from morphir.ir.state import is_persistent, make_temporary, own_state, submodules
+from morphir.ir.state import copied, is_persistent, make_temporary, own_state, submodules
+
+_HELD = ("_modules", "_parameters", "_buffers")
+"""What a module keeps its submodules and tensors in."""
 
 
 class Graph(fx.GraphModule):
@@ -182,12 +185,10 @@ class Graph(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
         root = nn.Module()
         root.__dict__.update({k: v for k, v in self.__dict__.items() if k not in {"_modules", "_graph"}})
-        # Recorded, the copies of a scripted module's parameters would be no leaves.
-        with torch.no_grad():
-            for table in ("_modules", "_parameters", "_buffers"):
-                root.__dict__[table] = copy.deepcopy(self.__dict__[table], memo)
-        for copied, own in zip(root.parameters(), self.parameters(), strict=True):
-            copied.requires_grad_(own.requires_grad)
+        held = nn.Module()
+        held.__dict__.update({table: self.__dict__[table] for table in _HELD})
+        held = copied(held, memo)
+        root.__dict__.update({table: held.__dict__[table] for table in _HELD})
         return Graph(
             root,
             copy.deepcopy(self.graph),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ def submodules(module: nn.Module, *, every_name: bool = False) -> list[tuple[str
     )
 
 
+Module = TypeVar("Module", bound=nn.Module)
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", *_BACKWARD_HOOKS)
 
@@ -41,6 +43,22 @@ def require_autograd(what: str) -> None:
             f"{what} needs autograd, which torch.inference_mode() rules out",
             hint="leave that block first; torch.no_grad() does no harm",
         )
+
+
+def copied(module: Module, memo: dict[int, Any] | None = None) -> Module:
+    """Returns a deep copy whose parameters are leaves, and require grad where the module's do.
+
+    The copies of a scripted module's parameters would be recorded, and so no leaves.
+
+    Args:
+        module: The module.
+        memo: What was copied before, as ``copy.deepcopy`` has it.
+    """
+    with torch.no_grad():
+        found = copy.deepcopy(module, memo)
+    for parameter, own in zip(found.parameters(), module.parameters(), strict=True):
+        parameter.requires_grad_(own.requires_grad)
+    return found
 
 
 def drop_backward_hooks(module: nn.Module) -> bool:

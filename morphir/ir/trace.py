@@ -11,7 +11,6 @@ cannot be traced is kept whole (:mod:`morphir.ir.opaque`).
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -29,6 +28,7 @@ from morphir.ir.quiet import fixed_randomness
 from morphir.ir.signature import Signature
 from morphir.ir.source import SourceLocation, failing_user_line
 from morphir.ir.state import (
+    copied,
     drop_backward_hooks,
     evaluation_mode,
     require_autograd,
@@ -121,17 +121,13 @@ def trace_program(
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        # Recorded, the copies of a scripted module's parameters would be no leaves.
-        with torch.no_grad():
-            root = copy.deepcopy(model)
+        root = copied(model)
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} cannot be copied: {error}",
             hint="hold no tensors computed by autograd, as the old torch.nn.utils.weight_norm does; "
             "torch.nn.utils.parametrizations has its successors",
         ) from error
-    for copied, own in zip(root.parameters(), model.parameters(), strict=True):
-        copied.requires_grad_(own.requires_grad)
     _drop_backward_hooks(root)
     return root
 

@@ -23,6 +23,8 @@ from morphir.runtime.learning.loss_check import Loss
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram
 from morphir.runtime.learning.precision import autocast_dtype
 
+_LOSS_HINT = "return one loss a sample, [S], or their mean"
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -230,9 +232,6 @@ def _loss_value(loss: object, inputs: Sequence[Any]) -> torch.Tensor:
             f"the loss of {_batch_size(inputs)} samples has shape {tuple(loss.shape)}", hint=_LOSS_HINT
         )
     return loss
-
-
-_LOSS_HINT = "return one loss a sample, [S], or their mean"
 
 
 def _batch_losses(loss: torch.Tensor) -> BatchLosses:

@@ -26,6 +26,7 @@ from morphir.runtime.learning.depth import layers_above
 from morphir.runtime.learning.faithful import check_copy
 from morphir.runtime.learning.folded_norm import FoldedNorm
 from morphir.runtime.learning.group_index import GroupIndex
+from morphir.runtime.learning.image_layout import prefers_channels_last
 from morphir.runtime.learning.linearity import is_linear
 from morphir.runtime.learning.narrowed import Narrowed
 from morphir.runtime.learning.own_channels import ChannelMap, OwnChannels, parameter_values
@@ -148,6 +149,7 @@ class Lowered:
         spaces: Every space that something can be done to, in program order.
         derived: What is computed from parameters, and to be refreshed before a run.
         refused: Space name to the remark why not all is learned that the analysis allows.
+        channels_last: Whether images are to lie channels last.
     """
 
     program: fx.GraphModule
@@ -155,6 +157,7 @@ class Lowered:
     spaces: tuple[SpaceProgram, ...]
     derived: tuple[FoldedNorm | Narrowed, ...]
     refused: Mapping[str, Remark]
+    channels_last: bool
 
 
 def lower(graph: Graph, spaces: Collection[str] | None = None) -> Lowered:
@@ -217,6 +220,7 @@ class _Lowering:
         self.slots: dict[fx.Node, int] = {}
         self.captured: list[fx.Node] = []
         self.refused: dict[str, Remark] = {}
+        self.channels_last = prefers_channels_last(graph, work)
 
     def run(self, spaces: Sequence[ChannelSpace]) -> Lowered:
         edges = {space.name: self._edges(space) for space in spaces}
@@ -236,7 +240,8 @@ class _Lowering:
         )
         self._finish()
         slots = tuple(dict.fromkeys(taps.values()))
-        return Lowered(self.work.module, slots, programs, self._derived(programs), self.refused)
+        derived = self._derived(programs)
+        return Lowered(self.work.module, slots, programs, derived, self.refused, self.channels_last)
 
     def _edges(self, space: ChannelSpace) -> dict[EdgeKey, list[fx.Node]]:
         """Returns each tensor a with its readers."""

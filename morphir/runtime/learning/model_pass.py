@@ -19,6 +19,7 @@ from morphir.errors import MorphirError
 from morphir.runtime.learning.batches import leading_extent, leading_extents, loss_of, outputs_of
 from morphir.runtime.learning.curvature import BatchLosses
 from morphir.runtime.learning.fisher import sampled_logit_gradient
+from morphir.runtime.learning.image_layout import channels_last
 from morphir.runtime.learning.loss_check import Loss
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram
 from morphir.runtime.learning.precision import autocast_dtype
@@ -77,6 +78,8 @@ def run_forward(lowered: Lowered, inputs: Sequence[Any], targets: Any, loss: Los
     """
     for derived in lowered.derived:
         derived.refresh()
+    if lowered.channels_last:
+        inputs = channels_last(inputs)
     with torch.enable_grad():
         outputs, captured = outputs_of(lambda: lowered.program(*inputs), inputs)
         value = _loss_value(loss_of(loss, outputs, targets), inputs)

@@ -58,6 +58,18 @@ def observe(graph: Graph, work: WorkingCopy, inputs: Inputs, look: Callable[[Any
     return observer.seen
 
 
+def weighted_sums(value: Any) -> list[torch.Tensor]:
+    """Returns, for every dimension, weighted sums over all others: they tell which slices changed.
+
+    Random weights, since plain sums of what a softmax or a layer norm returns never change.
+    """
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
+        return []
+    weights = torch.rand(value.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    value, rank = value * weights.to(value), value.dim()
+    return [value.sum([d for d in range(rank) if d != dim]) if rank > 1 else value for dim in range(rank)]
+
+
 class _Observer(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, look: Callable[[Any], Any]) -> None:
         super().__init__(module)

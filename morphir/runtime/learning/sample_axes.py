@@ -18,7 +18,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from morphir.ir.graph import Graph
-from morphir.runtime.learning.observation import Inputs, batch_size, observe, random_inputs
+from morphir.runtime.learning.observation import Inputs, batch_size, observe, random_inputs, weighted_sums
 from morphir.runtime.learning.working_copy import WorkingCopy
 
 # Relative to a value's largest change: what a device adds up in another order is far below this.
@@ -57,9 +57,9 @@ class SampleAxes:
                 self._guess(_run(graph, work, inputs) or {})
                 return
             inputs, samples = _doubled(inputs), 2
-        before = observe(graph, work, inputs, _sums)
-        first = observe(graph, work, _changed_inputs(inputs, samples, slice(0, 1)), _sums)
-        others = observe(graph, work, _changed_inputs(inputs, samples, slice(1, None)), _sums)
+        before = observe(graph, work, inputs, weighted_sums)
+        first = observe(graph, work, _changed_inputs(inputs, samples, slice(0, 1)), weighted_sums)
+        others = observe(graph, work, _changed_inputs(inputs, samples, slice(1, None)), weighted_sums)
         for node, sums in before.items():
             if not sums:
                 continue
@@ -76,9 +76,9 @@ class SampleAxes:
 
 
 def _run(graph: Graph, work: WorkingCopy, inputs: Inputs) -> Mapping[fx.Node, list[torch.Tensor]] | None:
-    """Returns what :func:`_sums` tells of each value; None where the program refuses the inputs."""
+    """Returns what :func:`weighted_sums` tells of each value; None where the program refuses the inputs."""
     try:
-        return observe(graph, work, inputs, _sums)
+        return observe(graph, work, inputs, weighted_sums)
     except Exception:  # whatever an operator, or a guard, raises on an extent that does not fit
         return None
 
@@ -136,15 +136,3 @@ def _mixes(dim: int, samples: int, by_first: NDArray[np.bool_], by_others: NDArr
     """
     own = len(by_first) // samples if dim == 0 else 1
     return bool(by_first[own:].any() or by_others[:own].any())
-
-
-def _sums(value: Any) -> list[torch.Tensor]:
-    """Returns, for every dimension, weighted sums over all others: they tell which slices changed.
-
-    Random weights, since plain sums of what a softmax or a layer norm returns never change.
-    """
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
-        return []
-    weights = torch.rand(value.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    value, rank = value * weights.to(value), value.dim()
-    return [value.sum([d for d in range(rank) if d != dim]) if rank > 1 else value for dim in range(rank)]

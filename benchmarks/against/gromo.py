@@ -1,6 +1,6 @@
 """gromo's statistics pass against MorphIR's learning step: one VGG-19, the same weights, the same batch.
 
-Arms, by turns, all in float32 with contiguous tensors:
+Arms, by turns, all in float32, images and kernels channels last:
 
 - *training*: a plain training step (``timing/arms.py``) of the network in plain layers.
 - *learning*: MorphIR's learning step over every split and prune of every space, Adam included; with the
@@ -58,7 +58,10 @@ def _row(case: Case, repeats: int) -> Row:
     images, labels = case.data()
     difference = _difference(model, network, images)
     added = _grown_spaces(model, network)
-    arms = {name: arm(case, modes("cpu")[0], "cpu") for name, arm in ARMS.items()}
+    mode = modes("cpu")[0]
+    arms = {name: arm(case, mode, "cpu") for name, arm in ARMS.items()}
+    network.to(memory_format=mode.memory_format)
+    images = images.to(memory_format=mode.memory_format)
     graph = morphir.trace(model, images)
     arms["all layers"] = statistics(network, images, labels)
     arms |= {name: statistics(network, images, labels, index) for index, name in enumerate(added)}

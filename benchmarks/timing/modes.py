@@ -42,8 +42,8 @@ class Mode:
 
 
 _CPU = (
-    Mode("contiguous"),
     Mode("channels-last", channels_last=True),
+    Mode("contiguous"),
     Mode("contiguous, compiled", compiled=True),
     Mode("channels-last, compiled", channels_last=True, compiled=True),
 )
@@ -55,5 +55,5 @@ _CUDA = (
 
 
 def modes(device: str) -> Sequence[Mode]:
-    """Returns the modes that a device is tried in; the first is always there."""
+    """Returns the modes that a device is tried in; the first is always there, and mostly the fastest."""
     return _CUDA if device == "cuda" else _CPU

@@ -2,7 +2,7 @@
 
 The model's weights are frozen and in evaluation mode during a step. One forward and one data-gradient pass,
 or two where a curvature samples the Fisher, serve all spaces; each then costs one convolution for delta and
-one for theta's gradient.
+one for theta's gradient. On a CPU, images are laid out channels last for that.
 """
 
 from __future__ import annotations

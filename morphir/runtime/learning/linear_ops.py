@@ -29,6 +29,10 @@ _CONVOLUTIONS: tuple[tuple[Any, Callable[..., torch.Tensor], int], ...] = (
 )
 
 
+_Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], LiveTaps | None]
+"""Stride, padding and dilation along the spatial axes; the taps that meet values, where not all do."""
+
+
 class Convolution:
     """A convolution as a function of its kernel, and its derivatives without autograd.
 
@@ -42,6 +46,7 @@ class Convolution:
         self._module = module
         self._convolve = convolve
         self._axes = axes
+        self._last: tuple[Any, _Geometry | None] = None, None
 
     def __call__(self, x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Returns the convolution."""
@@ -74,19 +79,18 @@ class Convolution:
         live.of(whole).copy_(found)
         return whole
 
-    def _geometry(
-        self, x: torch.Tensor, kernel: torch.Tensor
-    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], LiveTaps | None]:
+    def _geometry(self, x: torch.Tensor, kernel: torch.Tensor) -> _Geometry:
         module, axes = self._module, self._axes
-        stride, padding = along_axes(module.stride, axes), along_axes(module.padding, axes)
-        dilation = along_axes(module.dilation, axes)
         # As PyTorch does, from the kernel itself, whatever the module says of its size.
-        return (
-            stride,
-            padding,
-            dilation,
-            live_taps(x.shape[-axes:], kernel.shape[2:], stride, padding, dilation),
-        )
+        key = (x.shape[-axes:], kernel.shape[2:], module.stride, module.padding, module.dilation)
+        # Most calls are as the last one was; a look-up in a table costs more.
+        last, geometry = self._last
+        if geometry is None or key != last:
+            stride, padding, dilation = (along_axes(option, axes) for option in key[2:])
+            taps = live_taps(key[0], key[1], stride, padding, dilation)
+            geometry = stride, padding, dilation, taps
+            self._last = key, geometry
+        return geometry
 
 
 def _convolution(module: Any) -> Apply:

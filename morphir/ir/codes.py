@@ -367,6 +367,12 @@ _MISSED = (
         "lower lambda_parameters or lambda_macs, or train longer before it",
     ),
     Code(
+        "width-multiple",
+        "missed",
+        "withdrawn for a width that is a multiple of width_multiple, or a width that could not become one",
+        "set width_multiple to 1, or allow splits and prunes of all its groups",
+    ),
+    Code(
         "over-budget",
         "missed",
         "it pays, but the budget does not allow it",

@@ -25,6 +25,7 @@ from morphir.ir.remarks import Remark
 from morphir.morphisms.base import Morphism
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.line_search import Trial, best, search
+from morphir.runtime.growing.rounding import rounded
 from morphir.runtime.growing.selection import Selection, left_out, net_gain, price
 from morphir.runtime.growing.worth import shares_of_spaces
 from morphir.runtime.learning.learner import Score
@@ -82,7 +83,9 @@ def tried(graph: Graph, selection: Selection, factors: Sequence[float], loss_of:
     return Plan(selection, search(graph, selection.morphisms, factors, loss_of))
 
 
-def planned(graph: Graph, scores: Sequence[Score], config: GrowthConfig, appraisal: Appraisal) -> Plan:
+def planned(
+    graph: Graph, scores: Sequence[Score], config: GrowthConfig, appraisal: Appraisal, *, last: bool = False
+) -> Plan:
     """Chooses what is applied: the prunes that are worth it together, then the splits beside them.
 
     Args:
@@ -91,14 +94,21 @@ def planned(graph: Graph, scores: Sequence[Score], config: GrowthConfig, apprais
         config: ``theta_factors`` to start with; ``theta_halvings`` and ``plan_halvings``. Where both are 0
             all that is selected is taken, with the best of the factors, as in the paper.
         appraisal: What plans are judged by.
+        last: Whether nothing follows, so that widths are to be multiples of ``width_multiple``.
 
     Returns:
-        The plan with the smallest loss and price of those that were tried.
+        The plan with the smallest loss and price of those that were tried; with rounded widths, what is
+        nearest to it.
     """
-    if not (config.theta_halvings or config.plan_halvings):
+    backtracking = _Backtracking(graph, config, appraisal)
+    if backtracking.is_on:
+        plan = backtracking.run(scores)
+    else:
         selection = appraisal.fit(appraisal.select(scores, {}))
-        return tried(graph, selection, config.theta_factors, appraisal.loss_of)
-    return _Backtracking(graph, config, appraisal).run(scores)
+        plan = tried(graph, selection, config.theta_factors, appraisal.loss_of)
+    if last and config.width_multiple > 1:
+        return backtracking.with_rounded_widths(plan, scores)
+    return plan
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,25 @@ class _Backtracking:
         if not selection.count("split"):
             return replace(prunes, selection=selection)
         return self.shrunk(self.fitted(selection, prunes.best.loss), prunes)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything may be halved."""
+        return bool(self.config.theta_halvings or self.config.plan_halvings)
+
+    def with_rounded_widths(self, plan: Plan, scores: Sequence[Score]) -> Plan:
+        """Rounds the widths that a plan leaves, up only where the budgets allow it, and fits theta again."""
+        for up in (True, False):
+            wanted = rounded(self.graph, plan.selection, scores, self.config, up=up)
+            selection = self.appraisal.fit(wanted)
+            if len(selection.taken) == len(wanted.taken):
+                break
+        if set(map(id, selection.taken)) == set(map(id, plan.selection.taken)):
+            return replace(plan, selection=selection)
+        if not (self.is_on and selection.count("split")):
+            return tried(self.graph, selection, self.config.theta_factors, self.appraisal.loss_of)
+        without = self.plan(self._with_best(selection, "split", 0), (1.0,)).best.loss
+        return self.fitted(selection, without)
 
     def plan(self, selection: Selection, factors: Sequence[float]) -> Plan:
         """Tries a selection with each factor."""

@@ -90,6 +90,9 @@ class GrowthConfig(BaseModel):
     max_parameters: int | None = Field(None, ge=1, description="no phase grows past this many parameters")
     max_macs: int | None = Field(None, ge=1, description="no phase grows past this many multiply-accumulates")
     min_width: int = Field(1, ge=1, description="prunes leave at least this many groups of a space")
+    width_multiple: int = Field(
+        1, ge=1, description="the last phase rounds every space's channels to a multiple of this"
+    )
     theta_factors: tuple[Positive, ...] = Field(
         (1.0, 0.7, 0.5, 0.35, 0.25),
         min_length=1,

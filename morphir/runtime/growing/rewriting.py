@@ -34,7 +34,8 @@ from passes.transform import transform
 def rewrite_graph(job: Job, learner: Learner, optimizer: optim.Optimizer, phase: int) -> GraphRewritten:
     """Selects morphisms, applies them to graph and optimizer, and re-expresses batch norm on data."""
     graph, scores = job.graph, learner.scores()
-    plan = planned(graph, scores, job.config, appraisal(graph, job.config, _trial_loss(job)))
+    judged, last = appraisal(graph, job.config, _trial_loss(job)), phase == job.config.phases
+    plan = planned(graph, scores, job.config, judged, last=last)
     left_out = (*learner.refused.values(), *plan.selection.remarks)
     selection = replace(plan.selection, remarks=left_out)
     _tell(selection)

@@ -23,7 +23,7 @@ demo: $(STAMP) ## grow a small VGG-19 on digits and export it to runs/demo
 	OMP_NUM_THREADS=1 $(BIN)/morphir grow --model vgg19 --width 8 --data digits --preset demo --out runs/demo --force
 
 test: $(STAMP) ## run the tests (TESTS=path picks some)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup $(TESTS)
 
 fuzz: $(STAMP) ## check many random networks (EXAMPLES=2000 SEED=0)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m random_networks --examples $(EXAMPLES) --seed $(SEED)

@@ -19,7 +19,7 @@ from morphir.errors import MorphirError
 from morphir.runtime.learning.batches import leading_extent, leading_extents, loss_of, outputs_of
 from morphir.runtime.learning.curvature import BatchLosses
 from morphir.runtime.learning.fisher import sampled_logit_gradient
-from morphir.runtime.learning.image_layout import channels_last
+from morphir.runtime.learning.image_layout import run_channels_last
 from morphir.runtime.learning.loss_check import Loss
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram
 from morphir.runtime.learning.precision import autocast_dtype
@@ -78,10 +78,8 @@ def run_forward(lowered: Lowered, inputs: Sequence[Any], targets: Any, loss: Los
     """
     for derived in lowered.derived:
         derived.refresh()
-    if lowered.channels_last:
-        inputs = channels_last(inputs)
     with torch.enable_grad():
-        outputs, captured = outputs_of(lambda: lowered.program(*inputs), inputs)
+        outputs, captured = outputs_of(lambda: _run(lowered, inputs), inputs)
         value = _loss_value(loss_of(loss, outputs, targets), inputs)
     if lowered.taps and not value.requires_grad:
         raise MorphirError(
@@ -92,6 +90,12 @@ def run_forward(lowered: Lowered, inputs: Sequence[Any], targets: Any, loss: Los
     taps = {slot: captured[slot] for slot in lowered.taps}
     run = Pass([detached(value) for value in captured], samples, _batch_losses(value), {}, None)
     return Forward(run, outputs, value, taps)
+
+
+def _run(lowered: Lowered, inputs: Sequence[Any]) -> Any:
+    if lowered.channels_last:
+        return run_channels_last(lowered.program, inputs)
+    return lowered.program(*inputs)
 
 
 def run_backward(

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from morphir import Learner, trace
-from morphir.runtime.learning.image_layout import channels_last
+from morphir import Learner, MorphirError, trace
+from morphir.runtime.learning.image_layout import run_channels_last
 
 
 class _Network(nn.Module):
@@ -123,12 +123,41 @@ def test_what_is_left_as_it_is(model: nn.Module, inputs: torch.Tensor) -> None:
     assert not learner.lowered.channels_last
 
 
-def test_values_are_those_before_and_what_fits_is_not_copied() -> None:
+def test_what_fits_is_not_copied_and_values_are_those_before() -> None:
     images = torch.randn(2, 3, 4, 5)
-    mask = images[0]
-    converted, lone, other = channels_last([images, images[:, :1], {"mask": mask, "n": 3}])
+    met: list[Any] = []
+
+    def program(*values: Any) -> None:
+        met.extend(values)
+
+    run_channels_last(program, [images, images[:, :1], {"mask": images[0], "n": 3}])
+    converted, lone, other = met
     assert torch.equal(converted, images) and converted.stride() == (60, 1, 15, 3)
     assert torch.equal(lone, images[:, :1]) and lone.stride() == (20, 1, 5, 1)
-    assert other["mask"] is mask and other["n"] == 3
-    (again,) = channels_last([converted])
-    assert again is converted
+    assert torch.equal(other["mask"], images[0]) and other["n"] == 3
+    run_channels_last(program, [converted])
+    assert met[-1] is converted
+
+
+class _Flat(nn.Module):
+    """Its view takes both formats of 1 x 1 values, and one of larger ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv1d(1, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.first(x))
+        return self.second(h.view(h.size(0), 1, -1)).mean(2)
+
+
+def test_a_size_at_which_the_program_refuses() -> None:
+    torch.manual_seed(0)
+    model, labels = _Flat().double(), torch.arange(4) % 2
+    learner = Learner(trace(model, torch.randn(4, 3, 3, 3).double()), functional.cross_entropy)
+    assert learner.lowered.channels_last
+    images = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    loss = learner.step(images, labels).loss
+    assert torch.allclose(loss, functional.cross_entropy(model(images), labels))
+    with pytest.raises(MorphirError, match="4"):
+        learner.step(torch.randn(4, 4, 5, 5, dtype=torch.float64), labels)

@@ -65,7 +65,9 @@ def _converted(values: Any) -> Any:
 
 
 def _name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    """Returns what a node calls, without the overload that ATen's operators name."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.partition(".")[0]
 
 
 def _is_image(leaf: Any) -> bool:

@@ -41,6 +41,10 @@ def _strided(x: torch.Tensor) -> torch.Tensor:
     return torch.as_strided(x, (x.size(0), 5), (5 * 48, 48)) + x.mean((2, 3))
 
 
+def _overloaded(x: torch.Tensor) -> torch.Tensor:
+    return torch.ops.aten.as_strided.default(x, (x.size(0), 5), (5 * 48, 48)) + x.mean((2, 3))
+
+
 def _asked(x: torch.Tensor) -> torch.Tensor:
     return x.mean((2, 3)) * x.stride(1)
 
@@ -94,7 +98,7 @@ def test_no_estimate_depends_on_it(monkeypatch: pytest.MonkeyPatch, channels: in
     assert found[0] == pytest.approx(found[1], rel=1e-9, abs=1e-14)
 
 
-@pytest.mark.parametrize("head", [_viewed, _strided, _asked])
+@pytest.mark.parametrize("head", [_viewed, _strided, _overloaded, _asked])
 def test_programs_that_depend_on_the_format_keep_their_own(
     check_scores: Callable[..., Any], head: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:

@@ -63,8 +63,11 @@ def test_a_program_s_pools_are_replaced_where_they_can_be() -> None:
     assert torch.equal(fx.GraphModule(model, program)(x), model(x))
 
 
-@pytest.mark.parametrize("image_size", [8, 11])
-def test_a_compiled_learner_scores_as_an_uncompiled_one(image_size: int) -> None:
+@pytest.mark.parametrize(("image_size", "channels_last"), [(8, False), (11, True)])
+def test_a_compiled_learner_scores_as_an_uncompiled_one(
+    monkeypatch: pytest.MonkeyPatch, image_size: int, channels_last: bool
+) -> None:
+    monkeypatch.setattr("morphir.runtime.learning.lowering.prefers_channels_last", lambda *_: channels_last)
     torch.manual_seed(0)
     layers = (nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
     model = nn.Sequential(*layers, nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()

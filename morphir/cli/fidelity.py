@@ -34,6 +34,7 @@ from morphir.cli.settings import growth_config, placed
 from morphir.data import eval_loader, train_loader
 from morphir.data.dataset import Dataset
 from morphir.ir.graph import Graph
+from morphir.runtime.fidelity.estimates import CALIBRATED, check_score
 from morphir.runtime.fidelity.learners import PAPER, Problem
 from morphir.runtime.fidelity.study import Measured, Study
 from morphir.runtime.fidelity.together import Applied, together
@@ -46,6 +47,8 @@ from morphir.runtime.storage.files import cannot_write
 
 _TRAIN_EPOCHS = 2
 _CURVATURES = ", ".join(CURVATURES)
+_BENT = [name for name in CURVATURES if name != "none"]
+_CALIBRATED = f"{CALIBRATED}shrunk-fisher"
 _Line = TypeVar("_Line", Measured, Applied)
 _LOSS = partial(functional.cross_entropy, reduction="none")
 
@@ -81,7 +84,16 @@ def command(
             "again; all curvatures but none."
         ),
     ] = None,
-    score: Annotated[list[str] | None, typer.Option(help="Curvature to score with, likewise.")] = None,
+    score: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Curvature to score with, or {CALIBRATED}CURVATURE: its term times what is measured. "
+            f"May be given again; all curvatures but none, and {_CALIBRATED}."
+        ),
+    ] = None,
+    calibrations: Annotated[
+        int, typer.Option(help="Passes over the test images for the factors of a calibrated score.", min=1)
+    ] = 4,
     baselines: Annotated[
         bool,
         typer.Option("--baselines", help="Compare with steepest descent, expanded networks, random thetas."),
@@ -111,7 +123,7 @@ def command(
     morphir fidelity vgg19 --width 8 --data digits --many --out runs/fidelity-together
     morphir fidelity runs/demo --data digits --set theta_lr=0.02 --out runs/fidelity-demo
     """  # noqa: D301
-    study = Study(_chosen(learn, PAPER), _chosen(score), baselines, prunes, per_space)
+    study = Study(_learners(learn), _scores(score), baselines, prunes, per_space, calibrations=calibrations)
     config = placed(growth_config(preset, None, assignments or (), seed=seed), device)
     torch.set_num_threads(threads or torch.get_num_threads())
     torch.manual_seed(config.seed)  # pyright: ignore[reportUnknownMemberType]
@@ -127,12 +139,17 @@ def command(
         _measure(problem, study, held_back, out)
 
 
-def _chosen(names: Sequence[str] | None, *others: str) -> list[str]:
-    """Returns the curvatures, or others, that were named; all curvatures but ``none`` where none was."""
+def _learners(names: Sequence[str] | None) -> list[str]:
+    """Returns what theta is to be learned against; all curvatures but ``none`` where nothing was named."""
     for name in names or ():
-        if name not in others:
+        if name != PAPER:
             curvature(name)
-    return list(names or (name for name in CURVATURES if name != "none"))
+    return list(names or _BENT)
+
+
+def _scores(names: Sequence[str] | None) -> list[str]:
+    """Returns the scores that were named; all curvatures but ``none``, and a calibrated one, if none was."""
+    return [check_score(name) for name in names or (*_BENT, _CALIBRATED)]
 
 
 def _make_folder(out: Path) -> None:

@@ -19,7 +19,7 @@ def plot_estimates(measured: Sequence[Measured], score: str) -> bytes:
 
     Args:
         measured: Of one learner, and prunes.
-        score: The score curvature.
+        score: Name of the score.
     """
     spaces = by_space(measured)
     columns = min(_COLUMNS, len(spaces))
@@ -31,7 +31,7 @@ def plot_estimates(measured: Sequence[Measured], score: str) -> bytes:
     for axis in axes[len(spaces) :]:
         axis.set_axis_off()
     cast(Any, figure).supxlabel("true change of the loss (splits blue, prunes orange)", fontsize=9)
-    cast(Any, figure).supylabel(f"estimated change, curvature {score}", fontsize=9)
+    cast(Any, figure).supylabel(f"estimated change, score {score}", fontsize=9)
     return svg(figure)
 
 

@@ -38,7 +38,7 @@ class Measured:
         learner: Who learned its theta, or :data:`PRUNES`.
         site: What it does, and where.
         truth: True change of the mean loss, by brute force.
-        estimates: Score curvature to estimated change.
+        estimates: Name of the score to estimated change.
     """
 
     learner: str
@@ -58,11 +58,13 @@ class Study:
 
     Attributes:
         learners: Terms that theta is learned against; :data:`PAPER` is the paper's own learner.
-        scores: Terms that changes are estimated with.
+        scores: What changes are estimated with: names of
+            :data:`~morphir.runtime.fidelity.estimates.SCORES`.
         baselines: Whether steepest descent, the expanded network and random directions are compared too.
         prunes: Whether prunes are measured.
         per_space: Most groups of a space, evenly spread; None is all.
         expanded_steps: Steps of each optimisation of an expanded network.
+        calibrations: How often a calibrated score goes over the data for its factors.
     """
 
     learners: Sequence[str]
@@ -71,6 +73,7 @@ class Study:
     prunes: bool = True
     per_space: int | None = None
     expanded_steps: int = 100
+    calibrations: int = 4
 
     def run(
         self, problem: Problem, held_back: Batches, progress: Callable[[str], object] = print
@@ -136,7 +139,14 @@ class Study:
         start = time.perf_counter()
         estimates = {
             score: estimated_changes(
-                problem.graph, splits, held_back, problem.loss, score, problem.placement, problem.config
+                problem.graph,
+                splits,
+                held_back,
+                problem.loss,
+                score,
+                problem.placement,
+                problem.config,
+                self.calibrations,
             )
             for score in self.scores
         }
@@ -151,7 +161,7 @@ class Study:
 
 
 def agreement(measured: Sequence[Measured], score: str) -> Agreement:
-    """Compares one score curvature's estimates with the truth."""
+    """Compares one score's estimates with the truth."""
     pairs = [(m.estimates[score], m.truth) for m in measured if score in m.estimates]
     return Agreement.of([estimate for estimate, _ in pairs], [truth for _, truth in pairs])
 

@@ -11,6 +11,7 @@ from typing import Any
 from morphir.ir.graph import Graph
 from morphir.runtime.fidelity.learners import Problem
 from morphir.runtime.growing.backtracking import Plan, planned, tried
+from morphir.runtime.growing.learning import calibrate
 from morphir.runtime.growing.line_search import Trial, scaled
 from morphir.runtime.growing.rewriting import appraisal
 from morphir.runtime.growing.selection import Selection
@@ -59,6 +60,7 @@ def together(problem: Problem, trial: Samples, held_back: Samples) -> Iterator[A
     check_kept(graph, config)
     learner = problem.learner()
     problem.teach(learner)
+    calibrate(learner, problem.batches(0), problem.placement, config.calibration_batches)
     scores = learner.scores()
 
     def loss_of(candidate: Graph, samples: Samples = trial) -> float:

@@ -77,6 +77,12 @@ class GrowthConfig(BaseModel):
         "auto", description="curvature term of the scores; auto is shrunk-fisher, or batch"
     )
 
+    calibration_batches: int = Field(
+        0,
+        ge=0,
+        description="batches to measure on how far the scores' second-order terms are off; 0 for none",
+    )
+
     splits: bool = Field(True, description="whether channels may be split")
     prunes: bool = Field(True, description="whether channels may be pruned")
     keep: tuple[str, ...] = Field(

@@ -21,7 +21,7 @@ from morphir.runtime.growing.events import (
     Reinitialised,
     StepsDone,
 )
-from morphir.runtime.growing.learning import learn_epoch
+from morphir.runtime.growing.learning import calibrate, learn_epoch
 from morphir.runtime.growing.line_search import best
 from morphir.runtime.growing.recalibration import recalibrate
 from morphir.runtime.growing.reinitialise import reinitialise
@@ -166,8 +166,9 @@ def _close_epoch(job: Job, state: RunState, slot: Slot, start: float) -> None:
 
 
 def _rewrite(job: Job, state: RunState, slot: Slot) -> GraphRewritten:
-    """Applies what the learner found."""
+    """Applies what the learner found, with its scores calibrated."""
     assert state.learner is not None
+    calibrate(state.learner, job.train_data, job.placement, job.config.calibration_batches)
     earlier = len(job.graph.history)
     if state.recorder is not None:
         state.recorder.phase = slot.phase

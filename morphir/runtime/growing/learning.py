@@ -1,4 +1,4 @@
-"""Theta's learner as a configuration describes it, and one epoch of its learning: growth's and fidelity's."""
+"""Theta's learner as a configuration describes it, its epochs, its calibration: growth's and fidelity's."""
 
 from __future__ import annotations
 
@@ -83,3 +83,22 @@ def learn_epoch(
             inputs, targets = placement.move(pair_of(batch))
             result = learner.step(inputs, targets)
         meter.add(result.loss, batch_samples(inputs))
+
+
+def calibrate(learner: Learner, batches: Batches, placement: Placement, limit: int | None) -> None:
+    """Measures how far the scores' second-order terms are off, once theta is learned.
+
+    Args:
+        learner: The learner.
+        batches: Pairs of inputs and targets.
+        placement: The device.
+        limit: Most batches; None is all of the data.
+
+    Raises:
+        CalibrationError: if this cannot be measured, as where the loss function returns the batch's mean.
+        BatchError: if a batch does not fit the model or the loss; names it.
+    """
+    for number, batch in enumerate(islice(batches, limit), start=1):
+        with in_batch(f"batch {number} of the calibration"):
+            inputs, targets = placement.move(pair_of(batch))
+            learner.calibrate(inputs, targets)

@@ -67,12 +67,15 @@ class Curvature:
         sampled: d, the factor of q~^2, a number or one for each group; None where the term has no q~^2.
         per_sample: Whether ``own`` needs the loss of each sample.
         shrinks: Whether ``sampled`` falls with the layers above.
+        error: By how much of itself the term is off in a usual space: what a measured factor is weighed
+            against.
     """
 
     own: Coefficient | None
     sampled: torch.Tensor | float | None = None
     per_sample: bool = False
     shrinks: bool = False
+    error: float = 1.0
 
     def below(self, layers: torch.Tensor | int) -> Curvature:
         """Returns the term for groups with so many layers above: one number, or one for each group."""
@@ -80,15 +83,20 @@ class Curvature:
             return self
         return replace(self, sampled=self.sampled / (1.0 + _BENT_BY_A_LAYER * layers), shrinks=False)
 
-    def estimate(self, q: torch.Tensor, sampled_q: torch.Tensor | None, losses: BatchLosses) -> torch.Tensor:
-        """Returns each sample's estimated loss change, ``[S, groups]``."""
-        change = q
-        if self.own is not None:
-            change = change + self.own(losses) * q.square()
-        if self.sampled is not None:
-            assert sampled_q is not None
-            change = change + self.sampled * sampled_q.square()
-        return change
+    @property
+    def bends(self) -> bool:
+        """Whether there is a second-order term at all."""
+        return self.own is not None or self.sampled is not None
+
+    def second_order(
+        self, q: torch.Tensor, sampled_q: torch.Tensor | None, losses: BatchLosses
+    ) -> torch.Tensor:
+        """Returns what the term adds to each sample's q, ``[S, groups]``."""
+        if self.sampled is None:
+            return torch.zeros_like(q) if self.own is None else self.own(losses) * q.square()
+        assert sampled_q is not None
+        own = 0.0 if self.own is None else self.own(losses) * q.square()
+        return self.sampled * sampled_q.square() + own
 
     def slope(self, q: torch.Tensor, losses: BatchLosses, samples: int) -> torch.Tensor | float:
         """Returns the derivative of the mean estimate, of S samples, by q: ``[S, groups]`` or a number."""
@@ -124,10 +132,10 @@ def _one_half(losses: BatchLosses) -> float:
 CURVATURES: dict[str, Curvature] = {
     "none": Curvature(None),
     "batch": Curvature(_batch),
-    "fisher": Curvature(None, sampled=0.5),
-    "shrunk-fisher": Curvature(None, sampled=0.5, shrinks=True),
+    "fisher": Curvature(None, sampled=0.5, error=0.3),
+    "shrunk-fisher": Curvature(None, sampled=0.5, shrinks=True, error=0.2),
     # A third of the paper's term, two thirds of the sampled Fisher's.
-    "mixed": Curvature(_third_of_batch, sampled=1 / 3),
+    "mixed": Curvature(_third_of_batch, sampled=1 / 3, error=0.5),
     "empirical-fisher": Curvature(_one_half),
     "sample": Curvature(_sample, per_sample=True),
 }

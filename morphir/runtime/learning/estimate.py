@@ -19,7 +19,13 @@ from morphir.runtime.learning.folded_norm import along_channels
 from morphir.runtime.learning.lowering import ProducerProgram, SplitProgram
 from morphir.runtime.learning.model_pass import Pass
 from morphir.runtime.learning.precision import in_dtype
-from morphir.runtime.learning.projection import EdgeValue, Project, Projection, RegionValues
+from morphir.runtime.learning.projection import (
+    EdgeValue,
+    PlainProjection,
+    Project,
+    Projection,
+    RegionValues,
+)
 from morphir.runtime.learning.region import Region
 from morphir.runtime.learning.selection import take
 
@@ -64,15 +70,9 @@ def estimate_splits(
         run: The batch.
         curvature: The term that theta is learned with.
     """
-    deltas = [_Delta.of(producer, thetas[producer.parameter], run) for producer in split.producers]
-    values = RegionValues(
-        [take(producer.part, run.captured[producer.y]) for producer in split.producers],
-        [delta.value for delta in deltas],
-        [take(external.part, run.captured[external.slot]) for external in split.externals],
-        edges,
-        run.samples,
-        run.sampled is not None,
-    )
+    values_of = run.captured.__getitem__
+    deltas = [_Delta.of(producer, thetas[producer.parameter], values_of) for producer in split.producers]
+    values = _region_values(split, deltas, edges, run)
     slices = _slices(split.region, values, project.cpu_slice_bytes)
     prunes: list[Projection] = []
     splits: list[Projection] = []
@@ -95,6 +95,51 @@ def estimate_splits(
         own = delta.pull(in_dtype(gradient, delta.value.dtype))
         found[producer.parameter] = found[producer.parameter] + own if producer.parameter in found else own
     return SplitEstimate(Projection.joined(prunes), Projection.joined(splits), found)
+
+
+def changes_of_splits(
+    split: SplitProgram, thetas: Mapping[str, torch.Tensor], edges: Sequence[EdgeValue | None], run: Pass
+) -> list[torch.Tensor | None]:
+    """Returns twice u of all splits at each edge; None where the loss does not depend on it.
+
+    Args:
+        split: The space's program.
+        thetas: Producer parameter to theta.
+        edges: The edges' values.
+        run: The batch.
+    """
+    values_of = run.captured.__getitem__
+    deltas = [_Delta.of(producer, thetas[producer.parameter], values_of) for producer in split.producers]
+    values = _region_values(split, deltas, edges, run)
+    slices = _slices(split.region, values, PlainProjection.cpu_slice_bytes)
+    plain = PlainProjection(split.region)
+    parts = [plain.perturbed(values if len(slices) == 1 else values.part(own)).doubled for own in slices]
+    known = [[u for u in own if u is not None] for own in zip(*parts, strict=True)]
+    return [torch.cat(own) if own else None for own in known]
+
+
+def delta_of(producer: ProducerProgram, theta: torch.Tensor, captured: Callable[[int], Any]) -> torch.Tensor:
+    """Returns op(theta, x) of one producer, on the part of y that the region reads.
+
+    Args:
+        producer: The producer.
+        theta: Its theta, for all splits.
+        captured: From a slot to its value.
+    """
+    return _Delta.of(producer, theta, captured).value
+
+
+def _region_values(
+    split: SplitProgram, deltas: Sequence[_Delta], edges: Sequence[EdgeValue | None], run: Pass
+) -> RegionValues:
+    return RegionValues(
+        [take(producer.part, run.captured[producer.y]) for producer in split.producers],
+        [delta.value for delta in deltas],
+        [take(external.part, run.captured[external.slot]) for external in split.externals],
+        edges,
+        run.samples,
+        run.sampled is not None,
+    )
 
 
 def _slices(region: Region, values: RegionValues, cpu_bytes: int) -> list[slice]:
@@ -129,9 +174,9 @@ class _Delta:
     pull: Callable[[torch.Tensor], torch.Tensor]
 
     @staticmethod
-    def of(producer: ProducerProgram, theta: torch.Tensor, run: Pass) -> _Delta:
-        dtype, norm = run.captured[producer.y].dtype, producer.folded
-        values = [_in_precision(run.captured[slot], dtype) for slot in producer.sources]
+    def of(producer: ProducerProgram, theta: torch.Tensor, captured: Callable[[int], Any]) -> _Delta:
+        dtype, norm = captured(producer.y).dtype, producer.folded
+        values = [_in_precision(captured(slot), dtype) for slot in producer.sources]
         scale = None if norm is None else _own_rows(producer, norm.scale)
         scales_kernel = norm is not None and norm.scales_kernel
         partial = producer.rows is None and producer.part

@@ -26,7 +26,9 @@ from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
+from morphir.runtime.learning.applied import project_applied, rewritten
 from morphir.runtime.learning.batches import check_loss_is_callable
+from morphir.runtime.learning.calibration import Calibration, CalibrationError
 from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, resolved
 from morphir.runtime.learning.estimate import estimate_splits
 from morphir.runtime.learning.fisher import is_known
@@ -40,9 +42,9 @@ from morphir.runtime.learning.learner_state import (
 )
 from morphir.runtime.learning.loss_check import Loss, check_is_mean
 from morphir.runtime.learning.lowering import Lowered, SpaceProgram, SplitProgram, lower
-from morphir.runtime.learning.model_pass import Forward, Pass, detached, run_backward, run_forward
+from morphir.runtime.learning.model_pass import Forward, Pass, detached, losses_of, run_backward, run_forward
 from morphir.runtime.learning.options import check_options
-from morphir.runtime.learning.precision import HALF
+from morphir.runtime.learning.precision import HALF, without_autocast
 from morphir.runtime.learning.projection import (
     PlainProjection,
     Project,
@@ -163,6 +165,7 @@ class Learner:
         double = any(theta.value.dtype == torch.float64 for theta in self._all_thetas())
         dtype = torch.float64 if double else torch.float32
         self._average = ScoreAverage(self.lowered.spaces, dtype, graph.device)
+        self._calibration = Calibration(self.lowered.spaces, self._drawable(), dtype, graph.device)
 
     def step(self, inputs: ExampleArgument, targets: Any) -> StepResult:
         """Learns from one batch; only the first step waits for the device.
@@ -203,6 +206,57 @@ class Learner:
             self._average.add(ordered, forward.run.losses, score, self.ema)
         return StepResult(forward.run.losses.mean, detached(forward.outputs))
 
+    def calibrate(self, inputs: ExampleArgument, targets: Any) -> None:
+        """Measures on one batch how far the scores' second-order terms are off, once theta is learned.
+
+        It takes two forward passes, and the backward passes of a step. In the second forward pass each sample
+        has one morphism really applied, drawn at random. :meth:`scores` then multiplies the second-order
+        terms of each space's splits, and of its prunes, by what fits all batches so far
+        (:mod:`morphir.runtime.learning.calibration`). All is computed without autocast.
+
+        Args:
+            inputs: As for :meth:`step`.
+            targets: As for :meth:`step`.
+
+        Raises:
+            CalibrationError: if the loss function returns the batch's mean, if samples depend on each other,
+                or if the scores have no second-order term.
+            MorphirError: as :meth:`step` does.
+        """
+        require_autograd("a calibration")
+        modules, tensors = self._check_current()
+        if not self.lowered.samples_apart:
+            raise CalibrationError("a sample's outputs depend on other samples")
+        if self._calibration.is_empty:
+            return
+        args, kwargs = split_inputs(detached(inputs))
+        values = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
+        with frozen(modules, tensors), torch.no_grad(), without_autocast(self.graph.device.type):
+            forward = run_forward(self.lowered, values, targets, self.loss)
+            losses = forward.run.losses
+            if losses.samples is None:
+                raise CalibrationError(
+                    "a calibration needs the loss of each sample, and the loss function returns their mean",
+                    hint='return one loss a sample: reduction="none"',
+                )
+            _, score = self._curvatures(forward, targets)
+            if not score.bends:
+                raise CalibrationError("the scores have no second-order term")
+            drawn = self._calibration.draw(forward.run.samples, self._generator)
+            thetas = {name: self._values(name) for name in self._thetas}
+            found: list[Projection] = []
+
+            def work(space: SpaceProgram, run: Pass) -> None:
+                own = project_applied(space, run, thetas.get(space.name, {}), drawn)
+                found.extend(() if own is None else (own,))
+
+            run_backward(
+                forward, self.lowered, targets, self._generator, work, sample=score.sampled is not None
+            )
+            program = rewritten(self.lowered, thetas, drawn)
+            changes = losses_of(program, self.lowered, values, targets, self.loss) - losses.samples
+            self._calibration.add(drawn, changes, found, losses, score)
+
     def scores(self) -> list[Score]:
         """Returns the estimate of every legal split and prune, in program order; waits for the device.
 
@@ -215,7 +269,7 @@ class Learner:
             raise MorphirError(
                 "the learner has made no step yet", hint="call learner.step(inputs, targets) first"
             )
-        estimates = iter(self._average.values())
+        estimates = iter(self._average.values(self._calibration.factors()))
         scores: list[Score] = []
         for program in self.lowered.spaces:
             space = self.graph.space(program.name)
@@ -255,7 +309,8 @@ class Learner:
 
     def state_dict(self) -> dict[str, torch.Tensor | float]:
         """Returns all that a bit-identical continuation needs: tensors and plain numbers under flat names."""
-        state = self._average.state_dict() | theta_state(self._all_thetas(), self._optimizer)
+        state = self._average.state_dict() | self._calibration.state_dict()
+        state |= theta_state(self._all_thetas(), self._optimizer)
         if self._generator is not None:
             state["generator"] = self._generator.get_state()
         return state
@@ -267,8 +322,10 @@ class Learner:
             MorphirError: if the state is of another graph or optimizer of theta; nothing is changed then.
         """
         thetas = self._all_thetas()
-        check_fits(state, self._average.shapes(), thetas, self._optimizer)
+        shapes = {**self._average.shapes(), **self._calibration.shapes()}
+        check_fits(state, shapes, thetas, self._optimizer)
         self._average.load_state_dict(state)
+        self._calibration.load_state_dict(state)
         if self._generator is not None and "generator" in state:
             self._generator.set_state(tensor_of(state, "generator").cpu())
         load_theta_state(thetas, self._optimizer, state)
@@ -295,11 +352,28 @@ class Learner:
             return [nothing] * (1 + (space.split is not None))
         if space.split is None:
             return [estimate_prunes(edges, run.samples, sampled=run.sampled is not None)]
-        thetas = {parameter: theta.value for parameter, theta in self._thetas[space.name].items()}
+        thetas = self._values(space.name)
         term = learn.below(space.layers_above)
         estimate = estimate_splits(space.split, self._project[space.name], thetas, edges, run, term)
         self._optimizer.take(self._thetas[space.name], estimate.gradients)
         return [estimate.prunes, estimate.splits]
+
+    def _values(self, space: str) -> dict[str, torch.Tensor]:
+        return {parameter: theta.value for parameter, theta in self._thetas[space].items()}
+
+    def _drawable(self) -> list[bool]:
+        """Returns for every prune and every split of each space, in this order, whether it can be drawn.
+
+        Where a norm or a softmax mixes channels, a prune does more than to silence its own.
+        """
+        found: list[bool] = []
+        for program in self.lowered.spaces:
+            space = self.graph.space(program.name)
+            exact = [verdict.kind == "exact" for verdict in space.verdicts]
+            found += exact
+            if program.split is not None:
+                found += [each and program.split.is_located for each in exact]
+        return found
 
     def _split(self, space: ChannelSpace, index: int) -> Split:
         return Split(space.name, index, group_kernels(self._thetas[space.name], index))
@@ -341,7 +415,7 @@ def _warn_of_half(thetas: Sequence[Theta], graph: Graph) -> None:
 def _projection(split: SplitProgram, *, compile: bool) -> Project:
     if not compile:
         return PlainProjection(split.region)
-    return FusedProjection(split.region, [producer.groups for producer in split.producers])
+    return FusedProjection(split.region, [p.groups if p.samples == 0 else None for p in split.producers])
 
 
 def _may(space: ChannelSpace, index: int, kind: type[Morphism]) -> bool:

@@ -30,6 +30,7 @@ from morphir.runtime.learning.image_layout import prefers_channels_last
 from morphir.runtime.learning.linearity import is_linear
 from morphir.runtime.learning.narrowed import Narrowed
 from morphir.runtime.learning.own_channels import ChannelMap, OwnChannels, parameter_values
+from morphir.runtime.learning.paired import PairedProgram
 from morphir.runtime.learning.producer_ops import LinearOp, linear_op
 from morphir.runtime.learning.region import Region, Regions
 from morphir.runtime.learning.sample_axes import SampleAxes
@@ -41,6 +42,12 @@ from morphir.runtime.learning.working_copy import WorkingCopy, working_copy
 def tap(value: torch.Tensor) -> torch.Tensor:
     """Returns an alias with a gradient of its own."""
     return value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+
+
+def part_of(tensor: torch.Tensor, part: Sequence[Selection], samples: int) -> torch.Tensor:
+    """Returns a part of a tensor whose samples lie along some dimension, samples first."""
+    taken = take(part, tensor)
+    return taken if samples == 0 else taken.movedim(samples, 0)
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,7 @@ class EdgeProgram:
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
         """Returns the part that the region computes, samples first."""
-        part = take(self.part, tensor)
-        return part if self.samples == 0 else part.movedim(self.samples, 0)
+        return part_of(tensor, self.part, self.samples)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,9 @@ class ProducerProgram:
         part: The part of y that the region reads.
         rows: The rows of the kernel that make this part; None where theta has all rows.
         folded: The folded batch norm, whose scale theta takes on.
-        groups: Which group each channel of that part belongs to; None where that cannot be told.
+        samples: The dimension of y's samples; None where they lie along none.
+        groups: Which group each channel of that part, samples first, belongs to; None where that cannot be
+            told.
     """
 
     parameter: str
@@ -87,6 +95,7 @@ class ProducerProgram:
     part: tuple[Selection, ...]
     rows: Selection | None
     folded: FoldedNorm | None
+    samples: int | None
     groups: GroupIndex | None
 
 
@@ -106,6 +115,11 @@ class SplitProgram:
     region: Region
     externals: tuple[ExternalProgram, ...]
 
+    @property
+    def is_located(self) -> bool:
+        """Whether each producer's channels are known by sample and group."""
+        return all(producer.groups is not None for producer in self.producers)
+
 
 @dataclass(frozen=True)
 class SpaceProgram:
@@ -124,6 +138,11 @@ class SpaceProgram:
     edges: tuple[EdgeProgram, ...]
     split: SplitProgram | None
     layers_above: int
+
+    @property
+    def morphisms(self) -> int:
+        """How many there are: a prune for each group, then a split for each where there are any."""
+        return self.width * (1 + (self.split is not None))
 
     @cached_property
     def taps(self) -> frozenset[int]:
@@ -150,6 +169,7 @@ class Lowered:
         derived: What is computed from parameters, and to be refreshed before a run.
         refused: Space name to the remark why not all is learned that the analysis allows.
         channels_last: Whether images are to lie channels last.
+        samples_apart: Whether no sample's outputs depend on another sample.
     """
 
     program: fx.GraphModule
@@ -158,6 +178,16 @@ class Lowered:
     derived: tuple[FoldedNorm | Narrowed, ...]
     refused: Mapping[str, Remark]
     channels_last: bool
+    samples_apart: bool
+
+    @cached_property
+    def paired(self) -> PairedProgram:
+        """The same program, run on two sets of values at once."""
+        producers = [p for space in self.spaces if space.split is not None for p in space.split.producers]
+        sources: dict[int, tuple[int, ...]] = {}
+        for producer in producers:
+            sources[producer.y] = (*sources.get(producer.y, ()), *producer.sources)
+        return PairedProgram.of(self.program, sources, tap)
 
 
 def lower(graph: Graph, spaces: Collection[str] | None = None) -> Lowered:
@@ -241,7 +271,9 @@ class _Lowering:
         self._finish()
         slots = tuple(dict.fromkeys(taps.values()))
         derived = self._derived(programs)
-        return Lowered(self.work.module, slots, programs, derived, self.refused, self.channels_last)
+        program = self.work.module
+        apart = not any(map(self.samples.mix, program.graph.nodes))
+        return Lowered(program, slots, programs, derived, self.refused, self.channels_last, apart)
 
     def _edges(self, space: ChannelSpace) -> dict[EdgeKey, list[fx.Node]]:
         """Returns each tensor a with its readers."""
@@ -294,6 +326,7 @@ class _Lowering:
             channels.selections(self.work.values[node][0]),
             rows if op.narrows else None,
             self.work.folded.get(node),
+            self.samples.of(node),
             self._owners(space, node, channels),
         )
 
@@ -301,11 +334,12 @@ class _Lowering:
         """Returns the group of each channel of a value that the region reads."""
         value = self.work.values[node][0]
         layouts = [layout for layout in value.layouts if layout.space == space.name]
-        if len(layouts) != 1 or self.samples.of(node) != 0:
+        samples = self.samples.of(node)
+        if len(layouts) != 1 or samples is None:
             return None
         groups, dim = layouts[0].groups, layouts[0].dim
         left = [groups[position] for position in channels.positions(value, dim)]
-        return GroupIndex.of(dim, left, space.width, self.channel_map.device)
+        return GroupIndex.of(dim + (dim < samples), left, space.width, self.channel_map.device)
 
     def _edge_programs(
         self,

@@ -79,7 +79,7 @@ def run_forward(lowered: Lowered, inputs: Sequence[Any], targets: Any, loss: Los
     for derived in lowered.derived:
         derived.refresh()
     with torch.enable_grad():
-        outputs, captured = outputs_of(lambda: _run(lowered, inputs), inputs)
+        outputs, captured = outputs_of(lambda: _run(lowered, lowered.program, inputs), inputs)
         value = _loss_value(loss_of(loss, outputs, targets), inputs)
     if lowered.taps and not value.requires_grad:
         raise MorphirError(
@@ -92,10 +92,24 @@ def run_forward(lowered: Lowered, inputs: Sequence[Any], targets: Any, loss: Los
     return Forward(run, outputs, value, taps)
 
 
-def _run(lowered: Lowered, inputs: Sequence[Any]) -> Any:
-    if lowered.channels_last:
-        return run_channels_last(lowered.program, inputs)
-    return lowered.program(*inputs)
+def losses_of(
+    program: Callable[..., Any], lowered: Lowered, inputs: Sequence[Any], targets: Any, loss: Loss
+) -> torch.Tensor:
+    """Returns what the loss function makes of a program's outputs, ``[S]`` or a scalar.
+
+    Args:
+        program: Returns the outputs alone.
+        lowered: The lowered graph.
+        inputs: The model's arguments in order.
+        targets: What ``loss`` takes beside the outputs.
+        loss: The loss function.
+    """
+    outputs = outputs_of(lambda: _run(lowered, program, inputs), inputs)
+    return _loss_value(loss_of(loss, outputs, targets), inputs)
+
+
+def _run(lowered: Lowered, program: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+    return run_channels_last(program, inputs) if lowered.channels_last else program(*inputs)
 
 
 def run_backward(

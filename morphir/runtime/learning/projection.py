@@ -19,7 +19,7 @@ import torch
 from morphir.runtime.learning.group_index import GroupIndex
 from morphir.runtime.learning.lowering import EdgeProgram, SpaceProgram
 from morphir.runtime.learning.model_pass import Pass
-from morphir.runtime.learning.perturbation import PERTURBATIONS
+from morphir.runtime.learning.perturbation import PERTURBATIONS, Perturbed
 from morphir.runtime.learning.region import Region
 
 
@@ -183,12 +183,16 @@ class PlainProjection:
     def __init__(self, region: Region) -> None:
         self.region = region
 
+    def perturbed(self, values: RegionValues) -> Perturbed:
+        """Returns what the changes of y do at the edges, and the way back."""
+        bases = [None if edge is None else edge.a for edge in values.edges]
+        perturb = PERTURBATIONS[self.region.kind]
+        return perturb(self.region, values.ys, values.deltas, values.externals, bases)
+
     def __call__(self, values: RegionValues) -> Projected:
         """Returns the projections, and the way back."""
         edges, samples, sampled = values.edges, values.samples, values.sampled
-        bases = [None if edge is None else edge.a for edge in edges]
-        perturb = PERTURBATIONS[self.region.kind]
-        perturbed = perturb(self.region, values.ys, values.deltas, values.externals, bases)
+        perturbed = self.perturbed(values)
 
         def pull(slope: torch.Tensor | float, sampled_slope: torch.Tensor | None) -> list[torch.Tensor]:
             half = None if sampled_slope is None else 0.5 * sampled_slope

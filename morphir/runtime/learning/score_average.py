@@ -1,4 +1,4 @@
-"""The moving average of every morphism's estimate, and the first loss that was not finite."""
+"""The moving average of every morphism's estimate, term by term, and the first loss that was not finite."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class ScoreAverage:
     """
 
     def __init__(self, spaces: Sequence[SpaceProgram], dtype: torch.dtype, device: torch.device) -> None:
-        above = [space.layers_above for space in spaces for _ in _columns(space)]
+        above = [space.layers_above for space in spaces for _ in range(space.morphisms)]
         self.steps = 0
         self._layers_above = torch.tensor(above, dtype=dtype, device=device)
-        self._average = torch.zeros(len(above), dtype=dtype, device=device)
+        self._first_order = torch.zeros(len(above), dtype=dtype, device=device)
+        self._second_order = torch.zeros_like(self._first_order)
         self._weight = 0.0
         self._bad_step = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -52,12 +53,18 @@ class ScoreAverage:
             q = torch.cat([projection.q for projection in projections], dim=1)
             sampled = [p.sampled for p in projections if p.sampled is not None]
             tilde = torch.cat(sampled, dim=1) if sampled else None
-            change = curvature.below(self._layers_above).estimate(q, tilde, losses)
-            self._average.lerp_(change.mean(0).to(self._average.dtype), ema)
+            term = curvature.below(self._layers_above).second_order(q, tilde, losses)
+            self._first_order.lerp_(q.mean(0).to(self._first_order.dtype), ema)
+            self._second_order.lerp_(term.mean(0).to(self._first_order.dtype), ema)
 
-    def values(self) -> list[float]:
-        """Returns the averages, column by column, after at least one batch; waits for the device."""
-        return cast("list[float]", cast("Any", self._average / self._weight).tolist())
+    def values(self, factors: torch.Tensor) -> list[float]:
+        """Returns the averages, column by column, after at least one batch; waits for the device.
+
+        Args:
+            factors: What to multiply the second-order terms by, one for each column.
+        """
+        total = torch.addcmul(self._first_order, factors.to(self._first_order), self._second_order)
+        return cast("list[float]", cast("Any", total / self._weight).tolist())
 
     def first_bad_step(self) -> int:
         """Returns the number of the first batch whose loss was not finite, or 0; waits for the device."""
@@ -65,19 +72,22 @@ class ScoreAverage:
 
     def state_dict(self) -> dict[str, torch.Tensor | float]:
         """Returns all of it under flat names."""
-        tensors = {"average": self._average.clone(), "bad_step": self._bad_step.clone()}
+        tensors = {name: tensor.clone() for name, tensor in self._tensors().items()}
         return {"steps": self.steps, "weight": self._weight, **tensors}
 
     def shapes(self) -> Mapping[str, torch.Size]:
         """Returns the shapes of the tensors of :meth:`state_dict`."""
-        return {"average": self._average.shape, "bad_step": self._bad_step.shape}
+        return {name: tensor.shape for name, tensor in self._tensors().items()}
 
     def load_state_dict(self, state: State) -> None:
         """Continues from a state whose names and shapes fit."""
         self.steps, self._weight = int(state["steps"]), float(state["weight"])
-        self._average.copy_(tensor_of(state, "average"))
-        self._bad_step.copy_(tensor_of(state, "bad_step"))
+        for name, tensor in self._tensors().items():
+            tensor.copy_(tensor_of(state, name))
 
-
-def _columns(space: SpaceProgram) -> range:
-    return range(space.width * (1 + (space.split is not None)))
+    def _tensors(self) -> Mapping[str, torch.Tensor]:
+        return {
+            "first_order": self._first_order,
+            "second_order": self._second_order,
+            "bad_step": self._bad_step,
+        }

@@ -367,7 +367,11 @@ def round_scores() -> Callable[[Graph, Batch], dict[str, Rounded]]:
         learner = Learner(graph, functional.cross_entropy, init_scale=0.5)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             learner.step(batch[0].to(memory_format=torch.channels_last), batch[1])
-        averages = [v for k, v in learner.state_dict().items() if k.startswith(("theta", "average"))]
+        averages = [
+            v
+            for k, v in learner.state_dict().items()
+            if k.startswith(("theta", "first_order", "second_order"))
+        ]
         assert {value.dtype for value in averages if isinstance(value, torch.Tensor)} == {torch.float32}
         terms = _Truth(exact, (batch[0].double(), batch[1])).terms()
         scores = _scores(expected), _scores(learner)

@@ -29,7 +29,8 @@ def test_estimate_and_slopes(name: str) -> None:
     tilde = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     term, losses = CURVATURES[name], BatchLosses(LOSSES.mean(), LOSSES)
     expected = _formula(name, q, tilde)
-    torch.testing.assert_close(term.estimate(q, tilde, losses), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(q + term.second_order(q, tilde, losses), expected, rtol=1e-12, atol=0)
+    assert term.bends == (name != "none")
     by_q, by_tilde = torch.autograd.grad(expected.mean(0).sum(), (q, tilde), materialize_grads=True)
     slope = torch.as_tensor(term.slope(q.detach(), losses, 3), dtype=torch.float64).expand(3, 4)
     torch.testing.assert_close(slope, by_q, rtol=1e-12, atol=0)
@@ -48,7 +49,7 @@ def test_layers_above_leave_less_of_the_shrunk_term_and_all_of_the_others(layers
         shrunk = tilde * left.sqrt() if name == "shrunk-fisher" else tilde
         found = term.below(layers)
         torch.testing.assert_close(
-            found.estimate(q, tilde, losses), _formula(name, q, shrunk), rtol=1e-6, atol=1e-6
+            q + found.second_order(q, tilde, losses), _formula(name, q, shrunk), rtol=1e-6, atol=1e-6
         )
         if found.sampled is not None and term.sampled is not None:
             expected = 2 * term.sampled * shrunk**2 / 3

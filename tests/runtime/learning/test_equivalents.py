@@ -98,7 +98,8 @@ def _learned(
     state = learner.state_dict()
     moments = [torch.as_tensor(value) for key, value in state.items() if key.startswith("adam/exp_avg/")]
     assert moments and all(bool(moment.any()) for moment in moments)
-    return [result.loss, torch.as_tensor(state["average"]), *moments]
+    averages = [torch.as_tensor(state[name]) for name in ("first_order", "second_order")]
+    return [result.loss, *averages, *moments]
 
 
 def _assert_alike(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:

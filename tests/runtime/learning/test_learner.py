@@ -319,7 +319,7 @@ def test_a_first_state_starts_a_used_learner_again(optimizer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "missing", ["steps", "weight", "bad_step", "average", "step", "exp_avg", "exp_avg_sq"]
+    "missing", ["steps", "weight", "bad_step", "first_order", "calibration", "step", "exp_avg", "exp_avg_sq"]
 )
 @pytest.mark.parametrize("optimizer", ["adam", "adam-mini"])
 def test_an_incomplete_state_is_refused_and_changes_nothing(optimizer: str, missing: str) -> None:

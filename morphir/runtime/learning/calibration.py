@@ -1,0 +1,159 @@
+"""How far the second-order terms are off at finite changes, measured space by space.
+
+Samples do not depend on each other, so that one forward pass can have another morphism really applied to
+each, drawn at random: it yields as many true changes of the loss as there are samples. The second-order terms
+of a space's splits, and those of its prunes, are multiplied by the factor with which the sums of estimated
+and true changes agree::
+
+    f = sum_s (t_s - q_s) / sum_s d_s        t: the true change, d: the second-order term
+
+Few samples tell little of f: it is averaged with 1, the term's own factor, by the inverse squares of f's
+standard error and of the term's usual one (``Curvature.error``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from morphir.errors import MorphirError
+from morphir.runtime.learning.curvature import BatchLosses, Curvature
+from morphir.runtime.learning.learner_state import State, tensor_of
+from morphir.runtime.learning.lowering import SpaceProgram
+from morphir.runtime.learning.projection import Projection
+
+_FEWEST = 30
+"""Samples that a standard error takes."""
+
+
+class CalibrationError(MorphirError):
+    """The factors of a learner's second-order terms cannot be measured."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A morphism for each sample.
+
+    Attributes:
+        columns: The column of each, ``[S]``.
+        first: Space name to the column of its first prune.
+    """
+
+    columns: torch.Tensor
+    first: Mapping[str, int]
+
+    def of(self, space: SpaceProgram) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns 1 for each sample's own among a space's prunes, and its splits, else 0: ``[S, groups]``."""
+        prunes = torch.arange(space.width, device=self.columns.device) + self.first[space.name]
+        own = self.columns.unsqueeze(1)
+        return own == prunes, own == prunes + space.width
+
+
+class Calibration:
+    """Draws morphisms, and gathers what their true changes say of the second-order terms.
+
+    Columns are those of the scores' average: of each space its prunes, then its splits where it has any. A
+    row is the prunes or the splits of a space.
+
+    Args:
+        spaces: The spaces.
+        drawable: Whether the column's morphism may be drawn.
+        dtype: What sums are held in.
+        device: Where.
+    """
+
+    def __init__(
+        self,
+        spaces: Sequence[SpaceProgram],
+        drawable: Sequence[bool],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        ends = list(accumulate(space.morphisms for space in spaces))
+        self._first = {space.name: end - space.morphisms for space, end in zip(spaces, ends, strict=True)}
+        widths = [space.width for space in spaces for _ in range(space.morphisms // space.width)]
+        rows = [row for row, width in enumerate(widths) for _ in range(width)]
+        above = [space.layers_above for space in spaces for _ in range(space.morphisms)]
+        self._rows = torch.tensor(rows, dtype=torch.int64, device=device)
+        self._layers_above = torch.tensor(above, dtype=dtype, device=device)
+        # What the term's own factor, 1, is weighed by.
+        self._error = torch.ones((), dtype=dtype, device=device)
+        # How many samples, and the sums of x = t - q, d, x^2, x d and d^2.
+        self._sums = torch.zeros(len(widths), 6, dtype=dtype, device=device)
+        may = torch.tensor(drawable, dtype=dtype, device=device)
+        of_row = torch.zeros_like(self._sums[:, 0]).index_add_(0, self._rows, may).clamp_min(1)
+        self._chances = (may / of_row[self._rows]).cumsum(0)
+        self.is_empty = not any(drawable)
+
+    def draw(self, samples: int, generator: torch.Generator | None) -> Drawn:
+        """Draws a row for each sample, all being as likely, and one of its drawable morphisms."""
+        chances = self._chances
+        drawn = torch.rand(samples, dtype=chances.dtype, device=chances.device, generator=generator)
+        # Strictly below the last chance, whatever the product is rounded to.
+        at = torch.minimum(drawn * chances[-1], chances[-1].nextafter(torch.zeros_like(chances[-1])))
+        return Drawn(torch.searchsorted(chances, at, right=True), self._first)
+
+    def add(
+        self,
+        drawn: Drawn,
+        changes: torch.Tensor,
+        projections: Sequence[Projection],
+        losses: BatchLosses,
+        curvature: Curvature,
+    ) -> None:
+        """Adds a batch; nothing is read from the device.
+
+        Args:
+            drawn: Each sample's morphism.
+            changes: Each sample's true change of the loss, ``[S]``.
+            projections: q and q~ of each sample's morphism, ``[S]``, in one of them, and 0 in the others.
+            losses: The batch's losses.
+            curvature: The second-order term.
+        """
+        zero = torch.zeros_like(changes)
+        q = sum((own.q for own in projections), start=zero)
+        tilde = sum((own.sampled for own in projections if own.sampled is not None), start=zero)
+        above = self._layers_above[drawn.columns].unsqueeze(1)
+        d = curvature.below(above).second_order(q.unsqueeze(1), tilde.unsqueeze(1), losses).squeeze(1)
+        x, d = (value.to(self._sums.dtype) for value in (changes - q, d))
+        terms = torch.stack([torch.ones_like(x), x, d, x * x, x * d, d * d], dim=1)
+        self._sums.index_add_(0, self._rows[drawn.columns], terms)
+        self._error.fill_(curvature.error)
+
+    def factors(self) -> torch.Tensor:
+        """Returns what to multiply each column's second-order term by; waits for the device.
+
+        Raises:
+            MorphirError: if a loss was not finite.
+        """
+        if not bool(self._sums.isfinite().all()):
+            raise MorphirError(
+                "the loss of a calibration was not finite", hint="check the data that it was made on"
+            )
+        count, x, d, xx, xd, dd = self._sums.unbind(1)
+        measured = x / d
+        variance = (xx - 2 * measured * xd + measured.square() * dd) / d.square()
+        weight = 1 / variance.clamp_min(torch.finfo(variance.dtype).tiny)
+        own = self._error.square().reciprocal()
+        averaged = (measured * weight + own) / (weight + own)
+        known = (count >= _FEWEST) & (d > 0) & averaged.isfinite()
+        return torch.where(known, averaged, torch.ones_like(averaged))[self._rows]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Returns what was gathered."""
+        return {name: tensor.clone() for name, tensor in self._tensors().items()}
+
+    def shapes(self) -> Mapping[str, torch.Size]:
+        """Returns the shapes of the tensors of :meth:`state_dict`."""
+        return {name: tensor.shape for name, tensor in self._tensors().items()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continues from a state whose names and shapes fit."""
+        for name, tensor in self._tensors().items():
+            tensor.copy_(tensor_of(state, name))
+
+    def _tensors(self) -> Mapping[str, torch.Tensor]:
+        return {"calibration": self._sums, "calibration_error": self._error}

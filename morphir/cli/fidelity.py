@@ -98,6 +98,9 @@ def command(
         bool,
         typer.Option("--baselines", help="Compare with steepest descent, expanded networks, random thetas."),
     ] = False,
+    expanded_steps: Annotated[
+        int, typer.Option(help="Training steps of each expanded network, for --baselines.", min=1)
+    ] = 100,
     prunes: Annotated[bool, typer.Option(help="Measure prunes too.")] = True,
     many: Annotated[
         bool,
@@ -123,7 +126,9 @@ def command(
     morphir fidelity vgg19 --width 8 --data digits --many --out runs/fidelity-together
     morphir fidelity runs/demo --data digits --set theta_lr=0.02 --out runs/fidelity-demo
     """  # noqa: D301
-    study = Study(_learners(learn), _scores(score), baselines, prunes, per_space, calibrations=calibrations)
+    study = Study(
+        _learners(learn), _scores(score), baselines, prunes, per_space, expanded_steps, calibrations
+    )
     config = placed(growth_config(preset, None, assignments or (), seed=seed), device)
     torch.set_num_threads(threads or torch.get_num_threads())
     torch.manual_seed(config.seed)  # pyright: ignore[reportUnknownMemberType]

@@ -20,6 +20,7 @@ from morphir.runtime.fidelity.truth import true_changes
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.learning import learn_epoch, new_learner
 from morphir.runtime.growing.line_search import scaled
+from morphir.runtime.growing.schedule import theta_rate
 from morphir.runtime.growing.training import Batches, Loss, LossMeter, Placement, call, count_steps, mean_loss
 from morphir.runtime.learning.learner import Learner
 from morphir.runtime.learning.theta import Theta
@@ -194,6 +195,8 @@ class SteepestDescent(ThetaLearner):
 class ExpandedNetwork(ThetaLearner):
     """Each split on its own, by Adam on the loss of the network that it was really applied to.
 
+    Its rate is that of theta's learner, and falls as that does.
+
     Attributes:
         steps: Optimisation steps for each split.
     """
@@ -219,10 +222,13 @@ class ExpandedNetwork(ThetaLearner):
         directions = _directions(expanded, problem.graph, split)
         weights = {key: expanded.get_parameter(key).detach() for key in directions}
         thetas = {key: value.clone().requires_grad_() for key, value in (split.theta or {}).items()}
-        groups = [{"params": [theta], "lr": self._rate(problem, key)} for key, theta in thetas.items()]
+        rates = [self._rate(problem, key) for key in thetas]
+        groups = [{"params": [theta]} for theta in thetas.values()]
         optimizer = torch.optim.Adam(groups)
         with evaluation_mode(expanded):
             for step in range(self.steps):
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = theta_rate(rate, problem.config.theta_lr_schedule, step / self.steps)
                 inputs, targets = batches[step % len(batches)]
                 moved = {key: weights[key] + directions[key](theta) for key, theta in thetas.items()}
                 with problem.placement.autocast():

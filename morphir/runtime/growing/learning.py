@@ -92,13 +92,13 @@ def calibrate(learner: Learner, batches: Batches, placement: Placement, limit: i
         learner: The learner.
         batches: Pairs of inputs and targets.
         placement: The device.
-        limit: Most batches; None is all of the data.
+        limit: Most batches; None is all of the data, and 0 does not open it.
 
     Raises:
         CalibrationError: if this cannot be measured, as where the loss function returns the batch's mean.
         BatchError: if a batch does not fit the model or the loss; names it.
     """
-    for number, batch in enumerate(islice(batches, limit), start=1):
+    for number, batch in enumerate(islice(batches, limit) if limit != 0 else (), start=1):
         with in_batch(f"batch {number} of the calibration"):
             inputs, targets = placement.move(pair_of(batch))
             learner.calibrate(inputs, targets)

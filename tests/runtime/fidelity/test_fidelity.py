@@ -117,6 +117,38 @@ def test_estimates_are_means_over_samples_and_right_in_the_limit(network: Graph,
     assert found["split", "0", 1] == pytest.approx(again["split", "0", 1], rel=1e-9)
 
 
+def test_a_calibrated_score_is_measured_on_the_same_data(network: Graph, data: list[Batch]) -> None:
+    data = [(inputs.repeat(8, 1), labels.repeat(8)) for inputs, labels in data]
+    theta = torch.randn(3, dtype=torch.float64)
+    splits = {("0", 1): Split("0", 1, {"0.weight": theta})}
+    case = (network, splits, data, LOSS)
+    found = estimated_changes(*case, "calibrated-batch", CPU, GrowthConfig(), calibrations=3)
+    learner = Learner(network, LOSS, score_curvature="batch", lr=0.0)
+    learned = learner.thetas["0"]["0.weight"]
+    with torch.no_grad():
+        learned.value.zero_()
+        learned.value[1] = theta
+    learner.ema = 1.0
+    learner.step(*data[0])
+    learner.ema = len(data[1][1]) / (len(data[0][1]) + len(data[1][1]))
+    learner.step(*data[1])
+    for batch in data * 3:
+        learner.calibrate(*batch)
+    expected = {
+        (s.morphism.kind, s.morphism.index): s.delta_loss  # pyright: ignore[reportAttributeAccessIssue]
+        for s in learner.scores()
+    }
+    plain = estimated_changes(*case, "batch", CPU, GrowthConfig())
+    for (kind, _, group), change in found.items():
+        assert change == pytest.approx(expected[kind, group], rel=1e-9, abs=1e-15)
+        assert (kind, group) == ("split", 1) or kind == "prune" or change == 0.0
+    assert found["split", "0", 1] != pytest.approx(plain["split", "0", 1], rel=1e-3)
+    with pytest.raises(
+        MorphirError, match="(?s)there is no score 'calibrated-none'.*did you mean calibrated-"
+    ):
+        estimated_changes(*case, "calibrated-none", CPU, GrowthConfig())
+
+
 def test_steepest_descent_finds_the_least_eigenvector(network: Graph, data: list[Batch]) -> None:
     """The loss's second derivative by theta at 0, by automatic differentiation of the widened network."""
     inputs, labels = (torch.cat(parts) for parts in zip(*data, strict=True))

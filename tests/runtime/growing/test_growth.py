@@ -38,6 +38,7 @@ from morphir.runtime.growing.events import (
 from morphir.runtime.growing.growth import GrowthResult, grow
 from morphir.runtime.growing.training import NonFiniteLossError
 from morphir.runtime.history.store import HistoryStore
+from morphir.runtime.learning.learner import Learner, Score
 from morphir.runtime.storage import checkpoint as checkpoint_module
 from morphir.runtime.storage.checkpoint import checkpoints
 from morphir.runtime.storage.metrics import read_metrics
@@ -537,6 +538,37 @@ def test_a_network_never_grows_past_its_budget() -> None:
 def rewritten(keep: tuple[str, ...]) -> set[str]:
     result = run(config=CONFIG.model_copy(update={"keep": keep, "lambda_parameters": 0.0}))
     return {own.space for rewrite in result.graph.history for own in rewrite.maps}
+
+
+def test_scores_are_calibrated_before_they_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On so many batches, after a phase's learning."""
+    learners: list[Learner] = []
+    calibrate = Learner.calibrate
+
+    def counting(learner: Learner, inputs: Any, targets: Any) -> None:
+        learners.append(learner)
+        calibrate(learner, inputs, targets)
+
+    monkeypatch.setattr(Learner, "calibrate", counting)
+    monkeypatch.setattr("morphir.runtime.learning.calibration._FEWEST", 2)
+    config = CONFIG.model_copy(update={"calibration_batches": 3, "phases": 1, "score_curvature": "batch"})
+    scores: list[Score] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, GraphRewritten):
+            assert learners == learners[:1] * 3
+            scores.extend(event.scores)
+            state = learners[0].state_dict()
+            second, first = (torch.as_tensor(state[name]) for name in ("second_order", "first_order"))
+            plain = sorted(((first + second) / torch.as_tensor(state["weight"])).tolist())
+            assert sorted(score.delta_loss for score in event.scores) != pytest.approx(plain, rel=1e-4)
+
+    loss = partial(functional.cross_entropy, reduction="none")
+    grow(network(), loader(), loss, config=config, quiet=True, callbacks=[note])
+    assert scores
+    with pytest.raises(MorphirError, match='(?s)loss function returns their mean.*reduction="none"'):
+        run(tmp_path / "mean", config=config)
+    assert len(checkpoints(tmp_path / "mean" / "checkpoints")) > 0
 
 
 def test_kept_spaces_stay_as_they_are() -> None:

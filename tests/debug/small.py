@@ -1,4 +1,4 @@
-"""A small network, rewritten with a breakpoint where the command line says."""
+"""A small network, rewritten with a breakpoint at each place that the command line names, one by one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ def build() -> nn.Module:
     )
 
 
-if __name__ == "__main__":
+def rewrite(place: str) -> None:
     graph = morphir.trace(build().eval(), torch.zeros(2, 3, 8, 8))
-    kind, _, name = sys.argv[1].partition("=")
-    place = {"pass": {"pass_name": name}, "rewrite": {"rewrite": int(name)} if name.isdigit() else {}}
-    with morphir.debug.breakpoint_on(**place.get(kind, {kind: name})):
+    kind, _, name = place.partition("=")
+    places = {"pass": {"pass_name": name}, "rewrite": {"rewrite": int(name)} if name.isdigit() else {}}
+    with morphir.debug.breakpoint_on(**places.get(kind, {kind: name})):
         morphir.transform(graph, [morphir.Split("0", 2), morphir.Prune("3", 1)])
     print("widths", {name: space.width for name, space in graph.spaces.items()})
+
+
+if __name__ == "__main__":
+    for place in sys.argv[1:]:
+        rewrite(place)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from debug import small
 from debug.places import SCRIPT, Places
 from terminal import Terminal, paths
@@ -14,21 +12,17 @@ from terminal import Terminal, paths
 Open = Callable[..., Terminal]
 
 
-@pytest.mark.parametrize("place", ["space=0", "rewrite=1", "node=_1"])
-def test_pdb_stops_before_the_rewrite_with_its_locals(place: str, open_terminal: Open) -> None:
-    pdb = open_terminal(small.__file__, place)
+def test_pdb_stops_before_the_rewrite_with_its_locals_and_before_a_pass(open_terminal: Open) -> None:
+    before_it = ("space=0", "rewrite=1", "node=_1")
+    pdb = open_terminal(small.__file__, *before_it, "pass=prune-channels")
     pdb.answer()
-    assert pdb.ask("p space") == "ChannelSpace('0': 4 exact; made by %_0; read by %_3)"
-    assert pdb.ask("p index_map") == "IndexMap(0: 4 -> 5 [0 1 2+ 2- 3])"
-    assert pdb.ask("p morphism") == "'split 0[2]'"
-    assert pdb.ask("p graph.spaces['0'].width") == "4", "nothing has changed yet"
-    assert "morph_channels.py" in pdb.ask("bt"), "the stack shows the pass that it stopped in"
-    assert "widths {'0': 5, '3': 4, '5': 2}" in pdb.end("c")
-
-
-def test_pdb_stops_before_a_pass(open_terminal: Open) -> None:
-    pdb = open_terminal(small.__file__, "pass=prune-channels")
-    pdb.answer()
+    for place in before_it:
+        assert pdb.ask("p space") == "ChannelSpace('0': 4 exact; made by %_0; read by %_3)", place
+        assert pdb.ask("p index_map") == "IndexMap(0: 4 -> 5 [0 1 2+ 2- 3])", place
+        assert pdb.ask("p morphism") == "'split 0[2]'", place
+        assert pdb.ask("p graph.spaces['0'].width") == "4", "nothing has changed yet"
+        assert "morph_channels.py" in pdb.ask("bt"), "the stack shows the pass that it stopped in"
+        assert "widths {'0': 5, '3': 4, '5': 2}" in pdb.ask("c"), place
     assert pdb.ask("p pass_name") == "'prune-channels'"
     assert pdb.ask("p graph.spaces['0'].width") == "5"
     assert "widths" in pdb.end("c")

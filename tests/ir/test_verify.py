@@ -218,19 +218,27 @@ def test_a_corrupted_graph_is_refused(corrupt: Callable[[Graph], None], message:
         verify(graph)
 
 
+@pytest.fixture(scope="module")
+def corrupted() -> list[Graph]:
+    graphs = [small() for _ in CORRUPTIONS]
+    for graph, (corrupt, _) in zip(graphs, CORRUPTIONS, strict=True):
+        corrupt(graph)
+    return graphs
+
+
 @pytest.mark.parametrize(
     "check", [*PROGRAM_INVARIANTS, *CHANNEL_INVARIANTS], ids=lambda check: check.__name__
 )
-def test_every_invariant_is_broken_by_some_corruption(check: Callable[[Graph], Any]) -> None:
-    def broken(corrupt: Callable[[Graph], None]) -> bool:
-        graph = small()
-        corrupt(graph)
+def test_every_invariant_is_broken_by_some_corruption(
+    check: Callable[[Graph], Any], corrupted: list[Graph]
+) -> None:
+    def broken(graph: Graph) -> bool:
         try:
             return next(iter(check(graph)), None) is not None
         except (AttributeError, KeyError, MorphirError):
             return False
 
-    assert any(broken(corrupt) for corrupt, _ in CORRUPTIONS)
+    assert any(broken(graph) for graph in corrupted)
 
 
 def test_the_message_shows_the_node_its_neighbours_and_the_users_line() -> None:

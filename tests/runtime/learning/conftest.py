@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -134,8 +134,8 @@ class _Truth:
     @torch.no_grad()
     def split(self, space: ChannelSpace, group: int, theta: Mapping[str, torch.Tensor]) -> Change:
         """u of one group at every edge: y +- delta at its producers, every other mixing node held."""
-        held = {name: self.clean[name] for name in self.mixing}
         moved = {p.node: self._delta(space, p.node, group, theta) for p in space.producers}
+        held = self._held(moved)
         runs = [
             Probe(
                 self.graph, {**held, **{node: held[node] + sign * delta for node, delta in moved.items()}}
@@ -146,6 +146,24 @@ class _Truth:
             c: (runs[0][c] + runs[1][c]) / 2 - self.clean[c] for c in {c.tensor for c in space.consumers}
         }
         return {(c.tensor, c.node): changes[c.tensor] for c in space.consumers}
+
+    def _held(self, moved: Collection[str]) -> dict[str, Any]:
+        """The values of all mixing nodes, and of what no moved one reaches but through them."""
+        nodes: list[fx.Node] = list(self.graph.graph.nodes)
+        reached: set[str] = set()
+        for node in nodes:
+            if node.name in moved or any(
+                m.name in moved or (m.name in reached and m.name not in self.mixing)
+                for m in node.all_input_nodes
+            ):
+                reached.add(node.name)
+        # What is assigned to an item reaches readers of what holds it, too.
+        assigned = any(node.target is operator.setitem for node in nodes)
+        return {
+            name: value
+            for name, value in self.clean.items()
+            if name in self.mixing or not (assigned or name in reached)
+        }
 
     def _delta(
         self, space: ChannelSpace, node: str, group: int, theta: Mapping[str, torch.Tensor]

@@ -63,9 +63,11 @@ def test_a_program_s_pools_are_replaced_where_they_can_be() -> None:
     assert torch.equal(fx.GraphModule(model, program)(x), model(x))
 
 
-@pytest.mark.parametrize(("image_size", "channels_last"), [(8, False), (11, True)])
+@pytest.mark.parametrize(
+    ("image_size", "channels_last", "curvature"), [(8, False, "batch"), (11, True, "auto")]
+)
 def test_a_compiled_learner_scores_as_an_uncompiled_one(
-    monkeypatch: pytest.MonkeyPatch, image_size: int, channels_last: bool
+    monkeypatch: pytest.MonkeyPatch, image_size: int, channels_last: bool, curvature: str
 ) -> None:
     monkeypatch.setattr("morphir.runtime.learning.lowering.prefers_channels_last", lambda *_: channels_last)
     torch.manual_seed(0)
@@ -76,7 +78,14 @@ def test_a_compiled_learner_scores_as_an_uncompiled_one(
     graph = trace(model, images)
     found: list[list[float]] = []
     for compiled in (False, True):
-        learner = Learner(graph, functional.cross_entropy, compile=compiled, init_scale=0.5)
+        learner = Learner(
+            graph,
+            functional.cross_entropy,
+            learn_curvature=curvature,
+            score_curvature=curvature,
+            compile=compiled,
+            init_scale=0.5,
+        )
         for _ in range(2):
             learner.step(images, torch.arange(6) % 4)
         found.append([score.delta_loss for score in learner.scores()])

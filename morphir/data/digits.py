@@ -7,7 +7,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from sklearn import datasets
 
 from morphir.data.augment import Augmentation
 from morphir.data.dataset import Dataset, Normalisation, TensorSplit, padded
@@ -35,6 +34,9 @@ def load_digits(*, data_dir: Path | None, download: bool, image_size: int | None
 
 
 def _arrays() -> tuple[torch.Tensor, torch.Tensor]:
+    # Takes a second, which whoever does not use the digits need not wait.
+    from sklearn import datasets  # noqa: PLC0415
+
     pixels, targets = cast("tuple[np.ndarray, np.ndarray]", datasets.load_digits(return_X_y=True))
     images = torch.as_tensor(pixels, dtype=torch.uint8).reshape(-1, 1, SIDE, SIDE)
     return images, torch.as_tensor(targets, dtype=torch.int64)

@@ -16,8 +16,6 @@ import torch
 from torch import fx
 from torch._dynamo.source import LocalSource
 from torch._guards import detect_fake_mode
-from torch._inductor.compile_fx import compile_fx_inner
-from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -114,6 +112,10 @@ class _Variant:
 
     @staticmethod
     def of(program: Call, values: Sequence[Any]) -> _Variant:
+        # They take seconds, which whoever compiles nothing need not wait.
+        from torch._inductor.compile_fx import compile_fx_inner  # noqa: PLC0415
+        from torch._inductor.decomposition import select_decomp_table  # noqa: PLC0415
+
         kept = _fixed(values)
 
         def on_tensors(*tensors: torch.Tensor) -> Sequence[Any]:

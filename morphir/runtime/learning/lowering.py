@@ -7,6 +7,7 @@ which passes a on inside the region is not counted.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,7 +62,7 @@ class EdgeProgram:
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
         """Returns the part that the region computes, samples first."""
-        part = take(self.part, tensor)
+        part = take(self.part, tensor) if self.part else tensor
         return part if self.samples == 0 else part.movedim(self.samples, 0)
 
 
@@ -77,7 +78,6 @@ class ProducerProgram:
         part: The part of y that the region reads.
         rows: The rows of the kernel that make this part; None where theta has all rows.
         folded: The folded batch norm, whose scale theta takes on.
-        groups: Which group each channel of that part belongs to; None where that cannot be told.
     """
 
     parameter: str
@@ -87,7 +87,6 @@ class ProducerProgram:
     part: tuple[Selection, ...]
     rows: Selection | None
     folded: FoldedNorm | None
-    groups: GroupIndex | None
 
 
 @dataclass(frozen=True)
@@ -158,6 +157,16 @@ class Lowered:
     derived: tuple[FoldedNorm | Narrowed, ...]
     refused: Mapping[str, Remark]
     channels_last: bool
+
+    @cached_property
+    def waiting(self) -> Mapping[int, Sequence[SpaceProgram]]:
+        """Tap to the spaces that wait for its gradient."""
+        return {slot: [space for space in self.spaces if slot in space.taps] for slot in self.taps}
+
+    @cached_property
+    def needed(self) -> Mapping[int, int]:
+        """Captured slot to the number of spaces that read it."""
+        return Counter(slot for space in self.spaces for slot in space.slots)
 
 
 def lower(graph: Graph, spaces: Collection[str] | None = None) -> Lowered:
@@ -294,18 +303,7 @@ class _Lowering:
             channels.selections(self.work.values[node][0]),
             rows if op.narrows else None,
             self.work.folded.get(node),
-            self._owners(space, node, channels),
         )
-
-    def _owners(self, space: ChannelSpace, node: fx.Node, channels: OwnChannels) -> GroupIndex | None:
-        """Returns the group of each channel of a value that the region reads."""
-        value = self.work.values[node][0]
-        layouts = [layout for layout in value.layouts if layout.space == space.name]
-        if len(layouts) != 1 or self.samples.of(node) != 0:
-            return None
-        groups, dim = layouts[0].groups, layouts[0].dim
-        left = [groups[position] for position in channels.positions(value, dim)]
-        return GroupIndex.of(dim, left, space.width, self.channel_map.device)
 
     def _edge_programs(
         self,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 import torch
@@ -87,6 +89,41 @@ def held_tensors(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
     return [tensor for table in tables for tensor in table.values() if tensor is not None]
 
 
+class Holdings:
+    """What a module holds, as it is now; for what asks at every step whether it still is the same.
+
+    Args:
+        module: The module.
+
+    Attributes:
+        modules: Every module within it, itself first.
+        tensors: Their parameters and buffers.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.modules = modules_within(module)
+        self.tensors = held_tensors(self.modules)
+        kinds = ("_modules", "_parameters", "_buffers")
+        self._tables = [vars(module)[kind] for module in self.modules for kind in kinds]
+        self._held = self._current()
+        self._kinds = list(map(_KIND, self.tensors))
+
+    def are_current(self) -> bool:
+        """Whether it holds the same modules and tensors, of the same types and on the same devices."""
+        current = self._current()
+        if len(current) != len(self._held) or not all(map(operator.is_, current, self._held)):
+            return False
+        # A parameter keeps its identity where a module is moved.
+        return self._kinds == list(map(_KIND, self.tensors))
+
+    def _current(self) -> list[object]:
+        return list(chain.from_iterable(map(_VALUES, self._tables)))
+
+
+_VALUES = operator.methodcaller("values")
+_KIND = operator.attrgetter("dtype", "device")
+
+
 def named_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """Returns every parameter and buffer once, under its first name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -148,12 +185,12 @@ def frozen(modules: Iterable[nn.Module], tensors: Iterable[torch.Tensor]) -> Gen
     try:
         _set_training(training, mode=False)
         for parameter in trainable:
-            parameter.requires_grad_(False)
+            parameter.requires_grad = False
         yield
     finally:
         _set_training(training, mode=True)
         for parameter in trainable:
-            parameter.requires_grad_(True)
+            parameter.requires_grad = True
 
 
 def _set_training(modules: Iterable[nn.Module], *, mode: bool) -> None:

@@ -40,10 +40,12 @@ class Compiled:
 
     Args:
         program: ``program(*inputs)`` returns a tuple of tensors; inputs are tensors and numbers.
+        written: Positions of the inputs that it writes to.
     """
 
-    def __init__(self, program: Call) -> None:
+    def __init__(self, program: Call, written: Sequence[int] = ()) -> None:
         self.program = program
+        self._written = written
         self._variants: list[_Variant] = []
 
     def serving(self, values: Sequence[Any], reference: Call) -> Call:
@@ -61,19 +63,33 @@ class Compiled:
             if variant is None:
                 variant = _Variant.of(self.program, values)
                 self._variants.append(variant)
-        _try(variant.call, reference, values)
+        self._try(variant.call, reference, values)
         return variant.call
 
-
-def _try(call: Call, reference: Call, values: Sequence[Any]) -> None:
-    """Rounding may change a result as much as inputs do that are a little off: sums of u g cancel."""
-    off = [_a_little_off(value, number) for number, value in enumerate(values, 1)]
-    results = zip(call(*values), reference(*values), reference(*off), strict=True)
-    if not all(_agree(*result) for result in results):
-        raise MorphirError(
-            "a kernel of the learner computes something else compiled than uncompiled",
-            hint="leave compile off; PyTorch's compiler made a mistake that is worth reporting",
+    def _try(self, call: Call, reference: Call, values: Sequence[Any]) -> None:
+        """Rounding may change a result as much as inputs do that are a little off: sums of u g cancel."""
+        off = [_a_little_off(value, number) for number, value in enumerate(values, 1)]
+        results = zip(
+            self._run(call, values), self._run(reference, values), self._run(reference, off), strict=True
         )
+        if not all(_agree(*result) for result in results):
+            raise MorphirError(
+                "a kernel of the learner computes something else compiled than uncompiled",
+                hint="leave compile off; PyTorch's compiler made a mistake that is worth reporting",
+            )
+
+    def _run(self, call: Call, values: Sequence[Any]) -> list[torch.Tensor]:
+        """Returns what a call yields, and what it leaves of copies of the inputs that it writes to."""
+        given = list(values)
+        for position in self._written:
+            given[position] = _copied(values[position])
+        return [*call(*given), *(given[position] for position in self._written)]
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """Copies a tensor, gaps in its memory included."""
+    copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return copy.copy_(tensor)
 
 
 def _agree(found: torch.Tensor, expected: torch.Tensor, nearby: torch.Tensor) -> bool:
@@ -192,11 +208,12 @@ def signature(values: Sequence[Any]) -> Hashable:
 
     Where a tensor starts in its storage does not matter to a kernel, but for whether it is aligned.
     """
+    # A list, since a generator is entered anew for every value.
     return tuple(
-        (
+        [
             (value.shape, value.stride(), value.dtype, value.device, value.storage_offset() % _ALIGNED == 0)
             if isinstance(value, torch.Tensor)
             else (type(value).__name__, value)
-        )
-        for value in values
+            for value in values
+        ]
     )

@@ -45,14 +45,44 @@ class BatchLosses:
         """The mean, kept away from 0, where the paper's term has no value."""
         return self.mean.clamp_min(_SMALLEST_LOSS)
 
-    def of(self, samples: slice) -> BatchLosses:
-        """Returns the losses of some samples; the mean stays the whole batch's."""
-        return self if self.samples is None else BatchLosses(self.mean, self.samples[samples])
-
     @cached_property
     def paper_factor(self) -> torch.Tensor:
         """1 / (4 L), the factor of q^2 in the paper's term."""
         return 0.25 / self.positive_mean
+
+    @cached_property
+    def slopes(self) -> dict[Curvature, Slopes]:
+        """The slopes of every term that was asked for."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """The derivatives of a mean estimate: ``first + second q`` by q, ``sampled q~`` by q~.
+
+    Attributes:
+        first: 1 / S, a scalar.
+        second: 2 c / S, a scalar or ``[S, 1]``; None where the term has no q^2.
+        sampled: 2 d / S, a scalar or one for each group; None where the term has no q~^2.
+    """
+
+    first: torch.Tensor
+    second: torch.Tensor | None
+    sampled: torch.Tensor | None
+
+    def of(self, samples: slice) -> Slopes:
+        """Returns the slopes of some samples."""
+        if self.second is None or not self.second.dim():
+            return self
+        return Slopes(self.first, self.second[samples], self.sampled)
+
+    def by_q(self, q: torch.Tensor) -> torch.Tensor:
+        """Returns the derivative by q, ``[S, groups]`` or a scalar."""
+        return self.first if self.second is None else self.first + self.second * q
+
+    def by_sampled(self, sampled_q: torch.Tensor | None) -> torch.Tensor | None:
+        """Returns the derivative by q~, ``[S, groups]``; None where there is none."""
+        return None if self.sampled is None or sampled_q is None else self.sampled * sampled_q
 
 
 Coefficient = Callable[[BatchLosses], torch.Tensor | float]
@@ -98,16 +128,22 @@ class Curvature:
         own = 0.0 if self.own is None else self.own(losses) * q.square()
         return self.sampled * sampled_q.square() + own
 
-    def slope(self, q: torch.Tensor, losses: BatchLosses, samples: int) -> torch.Tensor | float:
-        """Returns the derivative of the mean estimate, of S samples, by q: ``[S, groups]`` or a number."""
-        if self.own is None:
-            return 1.0 / samples
-        return (q * (self.own(losses) * (2.0 / samples))).add_(1.0 / samples)
+    def slopes(self, losses: BatchLosses, samples: int) -> Slopes:
+        """Returns the derivatives of the mean estimate of S samples; made once for each batch's losses."""
+        found = losses.slopes.get(self)
+        if found is None:
+            like = losses.positive_mean
 
-    def sampled_slope(self, sampled_q: torch.Tensor, samples: int) -> torch.Tensor:
-        """Returns the derivative of the mean estimate by q~, ``[S, groups]``, of a term that has q~^2."""
-        assert self.sampled is not None
-        return sampled_q * (self.sampled * (2.0 / samples))
+            def slope(factor: torch.Tensor | float | None) -> torch.Tensor | None:
+                if factor is None:
+                    return None
+                return factor * (2.0 / samples) * torch.ones_like(like)
+
+            own = None if self.own is None else self.own(losses)
+            found = losses.slopes[self] = Slopes(
+                like.new_full((), 1.0 / samples), slope(own), slope(self.sampled)
+            )
+        return found
 
 
 def _batch(losses: BatchLosses) -> torch.Tensor:

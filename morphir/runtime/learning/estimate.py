@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from morphir.runtime.learning.curvature import BatchLosses, Curvature
+from morphir.runtime.learning.curvature import Curvature
 from morphir.runtime.learning.folded_norm import along_channels
 from morphir.runtime.learning.lowering import ProducerProgram, SplitProgram
 from morphir.runtime.learning.model_pass import Pass
@@ -74,22 +74,23 @@ def estimate_splits(
     deltas = [_Delta.of(producer, thetas[producer.parameter], values_of) for producer in split.producers]
     values = _region_values(split, deltas, edges, run)
     slices = _slices(split.region, values, project.cpu_slice_bytes)
+    slopes = curvature.slopes(run.losses, run.samples)
     prunes: list[Projection] = []
     splits: list[Projection] = []
     gradients: Sequence[torch.Tensor] = values.deltas
     for samples in slices:
-        part = values if len(slices) == 1 else values.part(samples)
-        projected = project(part)
-        prunes.append(projected.prunes)
-        splits.append(projected.splits)
-        back = projected.pull(*_slopes(curvature, projected.splits, run.losses.of(samples), run.samples))
         if len(slices) == 1:
-            gradients = back
+            projected = project(values, slopes)
+            gradients = projected.gradients
         else:
+            part = values.part(samples)
+            projected = project(part, slopes.of(samples))
             # A slice's delta is needed no more, and makes room for its gradient.
-            for delta, gradient in zip(part.deltas, back, strict=True):
+            for delta, gradient in zip(part.deltas, projected.gradients, strict=True):
                 if gradient is not delta:
                     delta.copy_(gradient)
+        prunes.append(projected.prunes)
+        splits.append(projected.splits)
     found: dict[str, torch.Tensor] = {}
     for producer, delta, gradient in zip(split.producers, deltas, gradients, strict=True):
         own = delta.pull(in_dtype(gradient, delta.value.dtype))
@@ -145,20 +146,10 @@ def _region_values(
 def _slices(region: Region, values: RegionValues, cpu_bytes: int) -> list[slice]:
     """Returns the samples that go through a region at once."""
     most = cpu_bytes if values.ys[0].device.type == "cpu" else _SLICE_BYTES
-    size = max(y.numel() * y.element_size() for y in values.ys)
+    size = max([y.nbytes for y in values.ys])
     count = min(math.ceil(size / most), values.samples) if region.stackable else 1
     step = math.ceil(values.samples / max(count, 1))
     return [slice(at, min(at + step, values.samples)) for at in range(0, values.samples, step)]
-
-
-def _slopes(
-    curvature: Curvature, splits: Projection, losses: BatchLosses, samples: int
-) -> tuple[torch.Tensor | float, torch.Tensor | None]:
-    """Returns the derivatives of the mean of the splits' summed estimates by q and q~."""
-    slope = curvature.slope(splits.q, losses, samples)
-    if curvature.sampled is None or splits.sampled is None:
-        return slope, None
-    return slope, curvature.sampled_slope(splits.sampled, samples)
 
 
 @dataclass(frozen=True)

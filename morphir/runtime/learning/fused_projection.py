@@ -1,23 +1,25 @@
 """A space's estimate with its elementwise work compiled: q and q~ of splits and prunes, and back to delta.
 
-Per channel and sample, q is a sum over what few values in memory tell. The estimate's slope by q is one
-number for each channel and sample, and channels do not mix, so that the gradient by delta is that slope times
-q's own: one kernel reads y, delta, a and g, and writes sums and q's gradient. What is no elementwise
-operator, such as a depthwise convolution, runs between kernels (:mod:`morphir.runtime.learning.segmented`);
-there, one kernel writes the sums, and another reads all again for the gradient.
+Per channel and sample, q is a sum over what few values in memory tell, and the splits' estimates are a scalar
+that few numbers make of it: one kernel reads y, delta, a and g, and writes q and the gradient of that scalar.
+What is no elementwise operator, such as a depthwise convolution, runs between kernels
+(:mod:`morphir.runtime.learning.segmented`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Hashable, Sequence
+from functools import reduce
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx
 from torch.fx.node import map_arg
 
 from morphir.ir.state import attribute
-from morphir.runtime.learning.group_index import GroupIndex
+from morphir.runtime.learning.compilation import signature
+from morphir.runtime.learning.curvature import Slopes
+from morphir.runtime.learning.group_index import each_sample, gathered
 from morphir.runtime.learning.precision import (
     at_least_single,
     is_half_by_autocast,
@@ -42,117 +44,128 @@ class FusedProjection:
 
     Args:
         region: The region.
-        owners: For each producer's y, the group of each of its channels; None where that is not known.
     """
 
     # Kernels hold little between them, and each call costs time.
     cpu_slice_bytes = 3 << 20
 
-    def __init__(self, region: Region, owners: Sequence[GroupIndex | None]) -> None:
+    def __init__(self, region: Region) -> None:
         self.region = region
-        self._owners = [owner for owner in owners if owner is not None]
-        self._all_owned = len(self._owners) == len(owners)
         self._plain = PlainProjection(region)
         self._attributes = _attributes(region)
-        self._programs: dict[Hashable, Segmented | None] = {}
+        self._programs: dict[_Form, Segmented | None] = {}
+        self._served: dict[Hashable, Callable[[Sequence[Any]], Evaluation] | None] = {}
 
-    def __call__(self, values: RegionValues) -> Projected:
+    def __call__(self, values: RegionValues, slopes: Slopes) -> Projected:
         """Returns the projections, and the way back."""
         edges = [edge for edge in values.edges if edge is not None]
         if len(edges) < len(values.edges):
-            return self._plain(values)
+            return self._plain(values, slopes)
         in_single = is_half_by_autocast(values.ys)
         with without_autocast(values.ys[0].device.type):
-            evaluation = self._run(values, edges, in_single=in_single)
+            evaluation = self._run(values, edges, slopes, in_single=in_single)
         if evaluation is None:
-            return self._plain(values)
-        indices, sums = [edge.groups for edge in edges], evaluation.outputs
-        split_q, prune_q, *sampled = (
-            _gathered(indices, sums[at : at + len(edges)], values.samples)
-            for at in range(0, len(sums), len(edges))
-        )
+            return self._plain(values, slopes)
+        split_q, prune_q, *sampled = evaluation.outputs
         split_sampled, prune_sampled = sampled or (None, None)
+        return Projected(
+            Projection(prune_q, prune_sampled), Projection(split_q, split_sampled), evaluation.gradients
+        )
 
-        def pull(slope: torch.Tensor | float, sampled_slope: torch.Tensor | None) -> Sequence[torch.Tensor]:
-            if evaluation.slopes:
-                return self._scaled(values.deltas, evaluation.slopes, (slope, sampled_slope))
-            found: list[torch.Tensor | None] = [None] * len(sums)
-            # Two of every four sums are prunes'.
-            for first, own in ((0, slope), (2 * len(edges), sampled_slope)):
-                for at, index in enumerate(indices if own is not None else (), first):
-                    found[at] = _laid_out(cast("torch.Tensor | float", own), index, sums[at])
-            return evaluation.vjp(found)
-
-        return Projected(Projection(prune_q, prune_sampled), Projection(split_q, split_sampled), pull)
-
-    def _scaled(
-        self,
-        deltas: Sequence[torch.Tensor],
-        gradients: Sequence[Sequence[torch.Tensor]],
-        slopes: Sequence[torch.Tensor | float | None],
-    ) -> Sequence[torch.Tensor]:
-        """Writes the sum of slope times gradient, of q and q~, into the deltas."""
-        for position, (owner, delta) in enumerate(zip(self._owners, deltas, strict=True)):
-            for number, (own, slope) in enumerate(zip(gradients, slopes, strict=False)):
-                factor: Any = owner.along(slope, delta) if isinstance(slope, torch.Tensor) else slope
-                if number == 0:
-                    torch.mul(own[position], factor, out=delta)
-                elif factor is not None:
-                    delta.addcmul_(own[position], factor)
-        return deltas
-
-    def _run(self, values: RegionValues, edges: Sequence[EdgeValue], *, in_single: bool) -> Evaluation | None:
+    def _run(
+        self, values: RegionValues, edges: Sequence[EdgeValue], slopes: Slopes, *, in_single: bool
+    ) -> Evaluation | None:
         module = self.region.module
         given = [
             *values.ys,
             *values.deltas,
             *values.externals,
-            *(attribute(module, name) for name in self._attributes),
-            *(edge.a for edge in edges),
-            *(edge.g for edge in edges),
+            *[attribute(module, name) for name in self._attributes],
+            *[edge.a for edge in edges],
+            *[edge.g for edge in edges],
         ]
         if values.sampled:
             given += [torch.zeros_like(edge.g) if edge.sampled is None else edge.sampled for edge in edges]
-        kinds = tuple((edge.a.dtype, edge.a.dim(), edge.g.dtype) for edge in edges)
-        key = (values.sampled, kinds, in_single)
-        if key not in self._programs:
-            building = _Building(self.region, len(values.ys), sampled=values.sampled, in_single=in_single)
+        given += [edge.groups.index for edge in edges if edge.groups.index is not None]
+        given += [slope for slope in (slopes.first, slopes.second, slopes.sampled) if slope is not None]
+        options = (values.sampled, slopes.second is not None, slopes.sampled is not None, in_single)
+        key = (values.samples, options, signature(given))
+        if key not in self._served:
+            form = _Form(tuple([_EdgeForm.of(edge, values.samples) for edge in edges]), *options)
+            program = self._program(form, len(values.ys), given)
+            self._served[key] = None if program is None else program.serving()
+        serving = self._served[key]
+        return None if serving is None else serving(given)
+
+    def _program(self, form: _Form, producers: int, example: Sequence[Any]) -> Segmented | None:
+        if form not in self._programs:
+            building = _Building(self.region, producers, form)
             try:
-                program = building.run(edges)
-                # Where samples mix, q's gradient for one sample is no multiple of the one for all.
-                sets = building.splits if self._all_owned and self.region.samples_apart else ()
-                self._programs[key] = Segmented(program, module, building.deltas, sets, given)
+                program = building.run()
+                self._programs[form] = Segmented(program, self.region.module, building.deltas, example)
             except NotSegmentedError:
-                self._programs[key] = None
-        program = self._programs[key]
-        return None if program is None else program(*given)
+                self._programs[form] = None
+        return self._programs[form]
 
 
-def _laid_out(slope: torch.Tensor | float, index: GroupIndex, like: torch.Tensor) -> torch.Tensor:
-    if isinstance(slope, torch.Tensor):
-        return index.rows(slope, like.shape[0]).to(like.dtype).contiguous()
-    return torch.full_like(like, slope)
+class _EdgeForm(NamedTuple):
+    """What a program has to know of an edge.
+
+    Attributes:
+        others: The dimensions of a that are neither samples' nor channels'.
+        dtype: What sums over them are held in.
+        each: How much of a's first dimension each sample has.
+        size: How many positions each group has; how many groups there are, where there is an index.
+        indexed: Whether there is one.
+    """
+
+    others: tuple[int, ...]
+    dtype: torch.dtype
+    each: int
+    size: int
+    indexed: bool
+
+    @staticmethod
+    def of(edge: EdgeValue, samples: int) -> _EdgeForm:
+        a, groups = edge.a, edge.groups
+        dtype = at_least_single(torch.promote_types(a.dtype, edge.g.dtype))
+        indexed = groups.index is not None
+        size = groups.width if indexed else groups.repeat
+        return _EdgeForm(
+            tuple(groups.others(a.dim())), dtype, each_sample(a.shape[0], samples), size, indexed
+        )
 
 
-def _gathered(indices: Sequence[GroupIndex], sums: Sequence[torch.Tensor], samples: int) -> torch.Tensor:
-    found = [index.gather(own, samples) for index, own in zip(indices, sums, strict=True)]
-    return sum(found[1:], start=found[0])
+class _Form(NamedTuple):
+    """What a program is made for.
+
+    Attributes:
+        edges: The edges.
+        sampled: Whether there is a gradient for the sampled Fisher.
+        by_square: Whether the estimate has q^2.
+        by_sampled: Whether it has q~^2.
+        in_single: Whether the region computes in single precision what autocast made half.
+    """
+
+    edges: tuple[_EdgeForm, ...]
+    sampled: bool
+    by_square: bool
+    by_sampled: bool
+    in_single: bool
 
 
 class _Building:
-    """Builds ``program(*ys, *deltas, *externals, *attributes, *as, *gs, *g~s)``.
+    """Builds ``program(*ys, *deltas, *externals, *attributes, *as, *gs, *g~s, *indices, *slopes)``.
 
-    It returns, edge by edge, the sums of the splits' u g, of the prunes', and both with g~ in g's place.
+    It returns q of the splits and of the prunes, both q~, and the splits' estimates summed to a scalar.
 
     Attributes:
         deltas: The placeholders of the deltas.
-        splits: Positions of the splits' sums with g; with g~.
     """
 
-    def __init__(self, region: Region, producers: int, *, sampled: bool, in_single: bool) -> None:
+    def __init__(self, region: Region, producers: int, form: _Form) -> None:
         self.region = region
-        self.sampled = sampled
-        self.in_single = in_single
+        self.form = form
         self.program = fx.Graph()
         self.ys = self._placeholders("y", producers)
         self.deltas = self._placeholders("delta", producers)
@@ -160,19 +173,21 @@ class _Building:
         names = _attributes(region)
         self.attributes = dict(zip(names, self._placeholders("attribute", len(names)), strict=True))
 
-    def run(self, edges: Sequence[EdgeValue]) -> fx.Graph:
-        bases, gradients = self._placeholders("a", len(edges)), [self._placeholders("g", len(edges))]
-        if self.sampled:
-            gradients.append(self._placeholders("sampled_g", len(edges)))
+    def run(self) -> fx.Graph:
+        count = len(self.form.edges)
+        bases, gradients = self._placeholders("a", count), [self._placeholders("g", count)]
+        if self.form.sampled:
+            gradients.append(self._placeholders("sampled_g", count))
+        self.indices = self._placeholders("index", sum(edge.indexed for edge in self.form.edges))
+        (self.first,) = self._placeholders("first", 1)
+        self.second = self._placeholders("second", self.form.by_square)
+        self.by_sampled = self._placeholders("sampled", self.form.by_sampled)
         changes = self._changes(bases)
         outputs: list[fx.Node] = []
-        self.splits: list[Sequence[int]] = []
         for own in gradients:
-            self.splits.append(range(len(outputs), len(outputs) + len(edges)))
-            for factor, us in ((0.5, changes), (-1.0, bases)):
-                sums = zip(us, own, edges, strict=True)
-                outputs += [self._sum(u, g, factor, edge) for u, g, edge in sums]
-        self.program.output(tuple(outputs))
+            outputs += [self._projected(changes, own, 0.5), self._projected(bases, own, -1.0)]
+        # Of q and of q~ of the splits; those of the prunes are not learned.
+        self.program.output((*outputs, self._estimate(*outputs[::2])))
         fuse_pools(self.program, self.region.module)
         return self.program
 
@@ -184,7 +199,7 @@ class _Building:
         ys, deltas = (list(map(self._precise, values)) for values in (self.ys, self.deltas))
         if self.region.kind == "relu":
             return [self._excess(ys[0], deltas[0])]
-        if self.in_single:
+        if self.form.in_single:
             # Those in memory are rounded to half precision.
             bases = self._region(ys)
         pairs = list(zip(ys, deltas, strict=True))
@@ -196,7 +211,7 @@ class _Building:
         return [self._call(torch.sub, total, a, alpha=2) for total, a in zip(sums, bases, strict=True)]
 
     def _precise(self, value: fx.Node) -> fx.Node:
-        return self.program.call_function(single, (value,)) if self.in_single else value
+        return self.program.call_function(single, (value,)) if self.form.in_single else value
 
     def _excess(self, y: fx.Node, delta: fx.Node) -> fx.Node:
         """For a single ReLU, 2u is delta's excess over the interval [-|y|, |y|], without its sign."""
@@ -218,15 +233,32 @@ class _Building:
                 copied[node] = self.program.node_copy(node, copied.__getitem__)
         raise AssertionError("a program has an output")
 
-    def _sum(self, u: fx.Node, g: fx.Node, factor: float, edge: EdgeValue) -> fx.Node:
+    def _projected(self, us: Sequence[fx.Node], gradients: Sequence[fx.Node], factor: float) -> fx.Node:
+        """Returns the sum over all edges of factor u g, ``[S, groups]``."""
+        indices = iter(self.indices)
+        found = [
+            self._call(gathered, self._sum(u, g, factor, edge), edge.each, edge.size, index)
+            for u, g, edge in zip(us, gradients, self.form.edges, strict=True)
+            for index in [next(indices) if edge.indexed else None]
+        ]
+        return reduce(lambda one, other: self._call(torch.add, one, other), found)
+
+    def _sum(self, u: fx.Node, g: fx.Node, factor: float, edge: _EdgeForm) -> fx.Node:
         product = self._call(torch.mul, u, g)
-        dtype = at_least_single(torch.promote_types(edge.a.dtype, edge.g.dtype))
-        others = edge.groups.others(edge.a.dim())
-        if others:
-            sums = self._call(torch.sum, product, others, dtype=dtype)
+        if edge.others:
+            sums = self._call(torch.sum, product, list(edge.others), dtype=edge.dtype)
         else:
-            sums = self.program.call_method("to", (product, dtype))
+            sums = self.program.call_method("to", (product, edge.dtype))
         return self._call(torch.mul, sums, factor)
+
+    def _estimate(self, q: fx.Node, sampled_q: fx.Node | None = None) -> fx.Node:
+        """Returns the sum of all first q + 1/2 second q^2 + 1/2 sampled q~^2."""
+        found = self._call(torch.mul, q, self.first)
+        for own, slopes in ((q, self.second), (sampled_q, self.by_sampled)):
+            for slope in slopes if own is not None else ():
+                square = self._call(torch.mul, self._call(torch.mul, own, own), slope)
+                found = self._call(torch.add, found, square, alpha=0.5)
+        return self._call(torch.sum, found, [0, 1])
 
     def _call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         return self.program.call_function(target, args, kwargs)

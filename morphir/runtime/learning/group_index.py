@@ -48,15 +48,8 @@ class GroupIndex:
 
     def gather(self, sums: torch.Tensor, samples: int) -> torch.Tensor:
         """Sums over each group's positions: ``[S or S * k, positions]`` to ``[S, width]``."""
-        if sums.shape[0] != samples:
-            sums = sums.view(self._per_sample(sums.shape[0], samples), -1, sums.shape[1]).sum(1)
-        if self.repeat == 1:
-            return sums
-        if self.repeat:
-            return sums.view(samples, self.width, self.repeat).sum(2)
-        assert self.index is not None
-        grouped = sums.new_zeros(samples, self.width + 1).index_add_(1, self.index, sums)
-        return grouped[:, : self.width]
+        each = each_sample(sums.shape[0], samples)
+        return gathered(sums, each, self.repeat or self.width, self.index)
 
     def rows(self, weights: torch.Tensor, leading: int) -> torch.Tensor:
         """Lays ``[S, width]`` out as ``[leading, positions]``; positions of no group get 0."""
@@ -66,24 +59,41 @@ class GroupIndex:
         elif self.repeat > 1:
             weights = weights.repeat_interleave(self.repeat, dim=1)
         if leading != samples:
-            self._per_sample(leading, samples)
-            weights = weights.repeat_interleave(leading // samples, dim=0)
+            weights = weights.repeat_interleave(each_sample(leading, samples), dim=0)
         return weights
 
     def spread(self, weights: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Lays ``[S, width]`` out so that it multiplies ``like``; positions of no group get 0."""
-        return self.along(weights, like).to(like.dtype)
-
-    def along(self, weights: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """The same in the weights' precision."""
         shape = [1] * like.dim()
         shape[0], shape[self.dim] = like.shape[0], like.shape[self.dim]
-        return self.rows(weights, like.shape[0]).reshape(shape)
+        return self.rows(weights, like.shape[0]).reshape(shape).to(like.dtype)
 
-    def _per_sample(self, extent: int, samples: int) -> int:
-        if extent % samples:
-            raise MorphirError(
-                f"a tensor of leading extent {extent} does not hold whole samples of a batch of {samples}",
-                hint="every activation that holds channels must have the samples along its first dimension",
-            )
-        return samples
+
+def each_sample(leading: int, samples: int) -> int:
+    """Returns how much of a tensor's first dimension each sample has.
+
+    Raises:
+        MorphirError: if it does not hold whole samples.
+    """
+    if leading % samples:
+        raise MorphirError(
+            f"a tensor of leading extent {leading} does not hold whole samples of a batch of {samples}",
+            hint="every activation that holds channels must have the samples along its first dimension",
+        )
+    return leading // samples
+
+
+def gathered(sums: torch.Tensor, each: int, count: int, index: torch.Tensor | None) -> torch.Tensor:
+    """Sums over each group's positions: ``[S * each, positions]`` to ``[S, groups]``.
+
+    Args:
+        sums: One number for each position.
+        each: How much of the first dimension each sample has.
+        count: How many positions each group has; how many groups there are, where there is an index.
+        index: The group of each position, ``count`` for none; None where the groups stand in order.
+    """
+    if each > 1:
+        sums = sums.reshape(-1, each, sums.shape[1]).sum([1])
+    if index is not None:
+        return sums.new_zeros(sums.shape[0], count + 1).index_add(1, index, sums)[:, :count]
+    return sums if count == 1 else sums.reshape(sums.shape[0], -1, count).sum([2])

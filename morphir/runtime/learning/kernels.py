@@ -48,18 +48,19 @@ class Kernels:
 
     Attributes:
         forward: ``forward(*inputs)`` returns the outputs.
-        vjp: ``vjp(*inputs, *gradients of the moving outputs)`` returns those of the active inputs.
-        slopes: ``slopes(*inputs)`` returns the outputs and, for each set of outputs, the derivatives of their
-            sum by the active inputs; nothing is read twice for it.
+        vjp: ``vjp(*inputs, *gradients of the moving outputs)`` returns those of the active inputs, or writes
+            them in the inputs' places.
+        last: ``last(*inputs)`` returns all outputs but the last, a scalar, and that one's derivatives by the
+            active inputs in the same way.
     """
 
     forward: Kernel
     vjp: Kernel
-    slopes: Kernel
+    last: Kernel
 
     @staticmethod
     def of(
-        program: fx.GraphModule, active: Sequence[int], moving: Sequence[int], sets: Sequence[Sequence[int]]
+        program: fx.GraphModule, active: Sequence[int], moving: Sequence[int], spent: Sequence[int]
     ) -> Kernels:
         """Returns a program's kernels; it shares them with programs that compute the same.
 
@@ -67,23 +68,26 @@ class Kernels:
             program: ``program(*inputs)`` returns a tuple of tensors; its modules hold no tensors.
             active: Positions of the inputs to differentiate by.
             moving: Positions of the outputs that depend on them.
-            sets: Positions of moving outputs.
+            spent: Active inputs that nobody reads afterwards: their gradients are written over them.
         """
 
         def forms(program: fx.GraphModule) -> tuple[Call, Call, Call]:
-            return program, _product(program, active, moving), _slopes(program, active, sets)
+            return program, _product(program, active, moving, spent), _last(program, active, spent)
+
+        def compiled(forms: tuple[Call, Call, Call]) -> list[Compiled]:
+            forward, *back = forms
+            return [Compiled(forward), *(Compiled(form, spent) for form in back)]
 
         own = forms(program)
         modules = [_described(module) for name, module in submodules(program) if name]
         if None in modules:
-            return Kernels(*(Kernel(form, Compiled(form)) for form in own))
+            return Kernels(*map(Kernel, own, compiled(own)))
         targets = tuple(node.target for node in program.graph.nodes if node.op == "call_function")
-        places = (tuple(active), tuple(moving), tuple(map(tuple, sets)))
-        key = (program.code, targets, tuple(modules), *places)
+        key = (program.code, targets, tuple(modules), tuple(active), tuple(moving), tuple(spent))
         with COMPILING:
             if key not in _SHARED:
                 # A copy: what its graph does with its modules later is not the others' business.
-                _SHARED[key] = [Compiled(form) for form in forms(copy.deepcopy(program).eval())]
+                _SHARED[key] = compiled(forms(copy.deepcopy(program).eval()))
             shared = _SHARED[key]
         return Kernels(*map(Kernel, own, shared))
 
@@ -127,23 +131,32 @@ def renamed(
     return module
 
 
-def _product(program: Call, active: Sequence[int], moving: Sequence[int]) -> Call:
+def _product(program: Call, active: Sequence[int], moving: Sequence[int], spent: Sequence[int]) -> Call:
     def product(*values: Any) -> Sequence[Any]:
         count = len(values) - len(moving)
-        return _pulled(program, values[:count], active, moving, values[count:])
+        found = _pulled(program, values[:count], active, moving, values[count:])
+        return _written(values, active, spent, found)
 
     return product
 
 
-def _slopes(program: Call, active: Sequence[int], sets: Sequence[Sequence[int]]) -> Call:
-    def slopes(*inputs: Any) -> Sequence[Any]:
-        outputs = tuple(program(*inputs))
-        for positions in sets:
-            ones = [torch.ones_like(outputs[position]) for position in positions]
-            outputs += tuple(_pulled(program, inputs, active, positions, ones))
-        return outputs
+def _last(program: Call, active: Sequence[int], spent: Sequence[int]) -> Call:
+    def last(*inputs: Any) -> Sequence[Any]:
+        *outputs, scalar = program(*inputs)
+        found = _pulled(program, inputs, active, [len(outputs)], [torch.ones_like(scalar)])
+        return (*outputs, *_written(inputs, active, spent, found))
 
-    return slopes
+    return last
+
+
+def _written(
+    inputs: Sequence[Any], active: Sequence[int], spent: Sequence[int], gradients: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Writes gradients over spent inputs, and returns the others."""
+    found = dict(zip(active, gradients, strict=True))
+    for position in spent:
+        inputs[position].copy_(found.pop(position))
+    return list(found.values())
 
 
 def _pulled(

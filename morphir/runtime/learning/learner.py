@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 from morphir.analysis.cost import delta_cost
 from morphir.errors import MorphirError, MorphirWarning
 from morphir.ir.channels import ChannelSpace
 from morphir.ir.graph import Graph, require_graph
 from morphir.ir.remarks import Remark
-from morphir.ir.state import frozen, held_tensors, modules_within, require_autograd
+from morphir.ir.state import Holdings, frozen, require_autograd
 from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
@@ -154,8 +153,7 @@ class Learner:
         programs = {s.name: s.split for s in self.lowered.spaces if s.split is not None}
         self._project = {name: _projection(split, compile=compile) for name, split in programs.items()}
         self._history = len(graph.history)
-        self._state = held_tensors(modules_within(graph))
-        self._kinds = [(tensor.dtype, tensor.device) for tensor in self._state]
+        self._holdings = Holdings(graph)
         self._thetas = initial_thetas(graph, self.lowered.spaces, init_scale, seed)
         _warn_of_half(self._all_thetas(), graph)
         self._optimizer = theta_optimizer(optimizer)(self._all_thetas(), lr, absolute=absolute_lr)
@@ -182,11 +180,11 @@ class Learner:
                 batch's sum.
         """
         require_autograd("a learning step")
-        modules, tensors = self._check_current()
+        self._check_current()
         args, kwargs = split_inputs(detached(inputs))
         values = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
         projections: dict[str, list[Projection]] = {}
-        with frozen(modules, tensors), torch.no_grad():
+        with frozen(self._holdings.modules, self._holdings.tensors), torch.no_grad():
             forward = run_forward(self.lowered, values, targets, self.loss)
             if not self._average.steps:
                 check_is_mean(self.loss, detached(forward.outputs), targets, forward.loss)
@@ -224,14 +222,18 @@ class Learner:
             MorphirError: as :meth:`step` does.
         """
         require_autograd("a calibration")
-        modules, tensors = self._check_current()
+        self._check_current()
         if not self.lowered.samples_apart:
             raise CalibrationError("a sample's outputs depend on other samples")
         if self._calibration.is_empty:
             return
         args, kwargs = split_inputs(detached(inputs))
         values = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
-        with frozen(modules, tensors), torch.no_grad(), without_autocast(self.graph.device.type):
+        with (
+            frozen(self._holdings.modules, self._holdings.tensors),
+            torch.no_grad(),
+            without_autocast(self.graph.device.type),
+        ):
             forward = run_forward(self.lowered, values, targets, self.loss)
             losses = forward.run.losses
             if losses.samples is None:
@@ -346,7 +348,7 @@ class Learner:
     def _work(self, space: SpaceProgram, run: Pass, learn: Curvature) -> list[Projection]:
         """Estimates one space's prunes and splits, and hands theta's gradients to the optimizer."""
         edges = edge_values(space, run)
-        if all(edge is None for edge in edges):
+        if not any(edges):
             zeros = run.losses.mean.new_zeros(run.samples, space.width)
             nothing = Projection(zeros, None if run.sampled is None else zeros)
             return [nothing] * (1 + (space.split is not None))
@@ -385,19 +387,12 @@ class Learner:
     def _all_thetas(self) -> list[Theta]:
         return [theta for own in self._thetas.values() for theta in own.values()]
 
-    def _check_current(self) -> tuple[list[nn.Module], list[torch.Tensor]]:
-        """Returns the graph's modules, and their parameters and buffers."""
-        modules = modules_within(self.graph)
-        tensors = held_tensors(modules)
-        same = len(tensors) == len(self._state) and all(map(operator.is_, tensors, self._state))
-        # A parameter keeps its identity where the network is moved.
-        same = same and self._kinds == [(tensor.dtype, tensor.device) for tensor in tensors]
-        if not same or len(self.graph.history) != self._history:
+    def _check_current(self) -> None:
+        if len(self.graph.history) != self._history or not self._holdings.are_current():
             raise MorphirError(
                 "the graph was rewritten or moved since this learner was made",
                 hint="make a new Learner(graph, loss) after transform(...) and graph.to(...)",
             )
-        return modules, tensors
 
 
 def _warn_of_half(thetas: Sequence[Theta], graph: Graph) -> None:
@@ -415,7 +410,7 @@ def _warn_of_half(thetas: Sequence[Theta], graph: Graph) -> None:
 def _projection(split: SplitProgram, *, compile: bool) -> Project:
     if not compile:
         return PlainProjection(split.region)
-    return FusedProjection(split.region, [p.groups if p.samples == 0 else None for p in split.producers])
+    return FusedProjection(split.region)
 
 
 def _may(space: ChannelSpace, index: int, kind: type[Morphism]) -> bool:

@@ -7,6 +7,7 @@ which passes a on inside the region is not counted.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,7 +47,7 @@ def tap(value: torch.Tensor) -> torch.Tensor:
 
 def part_of(tensor: torch.Tensor, part: Sequence[Selection], samples: int) -> torch.Tensor:
     """Returns a part of a tensor whose samples lie along some dimension, samples first."""
-    taken = take(part, tensor)
+    taken = take(part, tensor) if part else tensor
     return taken if samples == 0 else taken.movedim(samples, 0)
 
 
@@ -189,6 +190,16 @@ class Lowered:
             sources[producer.y] = (*sources.get(producer.y, ()), *producer.sources)
         return PairedProgram.of(self.program, sources, tap)
 
+    @cached_property
+    def waiting(self) -> Mapping[int, Sequence[SpaceProgram]]:
+        """Tap to the spaces that wait for its gradient."""
+        return {slot: [space for space in self.spaces if slot in space.taps] for slot in self.taps}
+
+    @cached_property
+    def needed(self) -> Mapping[int, int]:
+        """Captured slot to the number of spaces that read it."""
+        return Counter(slot for space in self.spaces for slot in space.slots)
+
 
 def lower(graph: Graph, spaces: Collection[str] | None = None) -> Lowered:
     """Lowers a graph for the learner; the graph is left as it is, and its modules are shared.
@@ -327,10 +338,10 @@ class _Lowering:
             rows if op.narrows else None,
             self.work.folded.get(node),
             self.samples.of(node),
-            self._owners(space, node, channels),
+            self._groups_of(space, node, channels),
         )
 
-    def _owners(self, space: ChannelSpace, node: fx.Node, channels: OwnChannels) -> GroupIndex | None:
+    def _groups_of(self, space: ChannelSpace, node: fx.Node, channels: OwnChannels) -> GroupIndex | None:
         """Returns the group of each channel of a value that the region reads."""
         value = self.work.values[node][0]
         layouts = [layout for layout in value.layouts if layout.space == space.name]

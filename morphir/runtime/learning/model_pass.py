@@ -6,7 +6,6 @@ once, so that a learning step holds no more than a training step does.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -88,7 +87,7 @@ def run_forward(lowered: Lowered, inputs: Sequence[Any], targets: Any, loss: Los
         )
     samples = value.shape[0] if value.dim() else _batch_size(inputs)
     taps = {slot: captured[slot] for slot in lowered.taps}
-    run = Pass([detached(value) for value in captured], samples, _batch_losses(value), {}, None)
+    run = Pass(list(map(detached, captured)), samples, _batch_losses(value), {}, None)
     return Forward(run, outputs, value, taps)
 
 
@@ -150,11 +149,9 @@ def run_backward(
 
 def detached(values: Any) -> Any:
     """Detaches every tensor of a structure."""
-
-    def detach(leaf: Any) -> Any:
-        return leaf.detach() if isinstance(leaf, torch.Tensor) and leaf.requires_grad else leaf
-
-    return detach(values) if isinstance(values, torch.Tensor) else pytree.tree_map(detach, values)
+    if isinstance(values, torch.Tensor):
+        return values.detach() if values.requires_grad else values
+    return pytree.tree_map_only(torch.Tensor, detached, values)
 
 
 class _Arrivals:
@@ -163,17 +160,11 @@ class _Arrivals:
     def __init__(self, lowered: Lowered, run: Pass, work: Callable[[SpaceProgram, Pass], None]) -> None:
         self.run = run
         self.work = work
-        self.waiting: dict[int, list[SpaceProgram]] = {slot: [] for slot in lowered.taps}
-        self.missing: dict[str, int] = {}
-        self.unfinished: dict[str, SpaceProgram] = {}
-        self.needed: Counter[int] = Counter()
+        self.waiting = lowered.waiting
+        self.missing = {space.name: len(space.taps) for space in lowered.spaces}
+        self.unfinished = {space.name: space for space in lowered.spaces}
+        self.needed = dict(lowered.needed)
         self.autocast = _ambient_autocast(run.losses.mean.device)
-        for space in lowered.spaces:
-            self.unfinished[space.name] = space
-            self.missing[space.name] = len(space.taps)
-            self.needed.update(space.slots)
-            for slot in space.taps:
-                self.waiting[slot].append(space)
 
     def arrived(self, slot: int) -> None:
         for space in self.waiting[slot]:
@@ -189,10 +180,10 @@ class _Arrivals:
     def _finish(self, space: SpaceProgram) -> None:
         del self.unfinished[space.name]
         # The engine may call from a thread of its own, which does not know the caller's autocast.
-        with torch.no_grad(), self.autocast():
+        with self.autocast():
             self.work(space, self.run)
-        self.needed.subtract(space.slots)
         for slot in space.slots:
+            self.needed[slot] -= 1
             if not self.needed[slot]:
                 self.run.captured[slot] = None
                 self.run.gradients.pop(slot, None)

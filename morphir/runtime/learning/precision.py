@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,14 +32,9 @@ def is_half_by_autocast(values: Sequence[torch.Tensor]) -> bool:
     return any(value.dtype in HALF for value in values) and autocast_dtype(values[0].device.type) is not None
 
 
-@contextmanager
-def without_autocast(kind: str) -> Generator[None]:
+def without_autocast(kind: str) -> AbstractContextManager[object]:
     """Lets operators compute in the precision of their inputs."""
-    if autocast_dtype(kind) is None:
-        yield
-    else:
-        with torch.autocast(kind, enabled=False):
-            yield
+    return nullcontext() if autocast_dtype(kind) is None else torch.autocast(kind, enabled=False)
 
 
 def single(value: Any) -> Any:

@@ -10,12 +10,13 @@ so the score needs no automatic differentiation; the VJP of the region is in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from morphir.runtime.learning.curvature import Slopes
 from morphir.runtime.learning.group_index import GroupIndex
 from morphir.runtime.learning.lowering import EdgeProgram, SpaceProgram
 from morphir.runtime.learning.model_pass import Pass
@@ -48,11 +49,9 @@ class EdgeValue:
     g: torch.Tensor
     sampled: torch.Tensor | None
 
-    def output_gradient(
-        self, slope: torch.Tensor | float, sampled_slope: torch.Tensor | None
-    ) -> torch.Tensor:
+    def output_gradient(self, slope: torch.Tensor, sampled_slope: torch.Tensor | None) -> torch.Tensor:
         """Returns slope g + slope~ g~."""
-        total = self.g * (self.groups.spread(slope, self.g) if isinstance(slope, torch.Tensor) else slope)
+        total = self.g * (self.groups.spread(slope, self.g) if slope.dim() else slope.to(self.g.dtype))
         if sampled_slope is not None and self.sampled is not None:
             total = torch.addcmul(total, self.groups.spread(sampled_slope, self.sampled), self.sampled)
         return total
@@ -106,13 +105,12 @@ class Projected:
     Attributes:
         prunes: q and q~ of the prunes.
         splits: q and q~ of the splits.
-        pull: Derivatives by the splits' q and q~, ``[S, groups]`` or a number each, to those by delta, which
-            it may write into the deltas.
+        gradients: The derivatives of the splits' summed estimates by the deltas.
     """
 
     prunes: Projection
     splits: Projection
-    pull: Callable[[torch.Tensor | float, torch.Tensor | None], Sequence[torch.Tensor]]
+    gradients: Sequence[torch.Tensor]
 
 
 class Project(Protocol):
@@ -124,8 +122,13 @@ class Project(Protocol):
 
     cpu_slice_bytes: int
 
-    def __call__(self, values: RegionValues) -> Projected:
-        """Returns the projections, and the way back."""
+    def __call__(self, values: RegionValues, slopes: Slopes) -> Projected:
+        """Returns the projections, and the way back.
+
+        Args:
+            values: What the region and its edges hold.
+            slopes: The derivatives of the samples' estimates by q and q~.
+        """
         ...
 
 
@@ -189,19 +192,14 @@ class PlainProjection:
         perturb = PERTURBATIONS[self.region.kind]
         return perturb(self.region, values.ys, values.deltas, values.externals, bases)
 
-    def __call__(self, values: RegionValues) -> Projected:
+    def __call__(self, values: RegionValues, slopes: Slopes) -> Projected:
         """Returns the projections, and the way back."""
         edges, samples, sampled = values.edges, values.samples, values.sampled
         perturbed = self.perturbed(values)
-
-        def pull(slope: torch.Tensor | float, sampled_slope: torch.Tensor | None) -> list[torch.Tensor]:
-            half = None if sampled_slope is None else 0.5 * sampled_slope
-            return perturbed.vjp(
-                [None if edge is None else edge.output_gradient(0.5 * slope, half) for edge in edges]
-            )
-
-        return Projected(
-            estimate_prunes(edges, samples, sampled=sampled),
-            project(perturbed.doubled, 0.5, edges, samples, sampled=sampled),
-            pull,
+        splits = project(perturbed.doubled, 0.5, edges, samples, sampled=sampled)
+        slope, sampled_slope = 0.5 * slopes.by_q(splits.q), slopes.by_sampled(splits.sampled)
+        half = None if sampled_slope is None else 0.5 * sampled_slope
+        gradients = perturbed.vjp(
+            [None if edge is None else edge.output_gradient(slope, half) for edge in edges]
         )
+        return Projected(estimate_prunes(edges, samples, sampled=sampled), splits, gradients)

@@ -6,14 +6,15 @@ is between kernels has autograd's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
 
-from morphir.runtime.learning.compilation import Call, signature
+from morphir.runtime.learning.compilation import Call
 from morphir.runtime.learning.segments import Segment, cut
 
 
@@ -22,25 +23,23 @@ class Evaluation:
     """One run of a segmented program.
 
     Attributes:
-        outputs: What it returned.
-        slopes: For each set of outputs, the derivatives of their sum by the inputs that it is differentiated
-            by; empty where these are not to be had for less than ``vjp`` takes.
-        vjp: Gradients by the outputs, in the outputs' order, to those by these inputs.
+        outputs: What it returned, but for the scalar.
+        gradients: The derivatives of the scalar by the inputs that it is differentiated by; some of them in
+            these inputs' places.
     """
 
     outputs: Sequence[torch.Tensor]
-    slopes: Sequence[Sequence[torch.Tensor]]
-    vjp: Callable[[Sequence[torch.Tensor | None]], list[torch.Tensor]]
+    gradients: Sequence[torch.Tensor]
 
 
 class Segmented:
     """A program as segments.
 
     Args:
-        program: The program: placeholders first, then calls.
+        program: The program: placeholders first, then calls; the last of what it returns is a scalar, which
+            nothing else reads.
         root: Where its modules are found.
         active: The placeholders to differentiate by.
-        sets: Positions of outputs whose sums' derivatives are wanted.
         example: Values of the placeholders; on these the program is run once, to see what its nodes do.
 
     Raises:
@@ -52,55 +51,55 @@ class Segmented:
         program: fx.Graph,
         root: nn.Module,
         active: Sequence[fx.Node],
-        sets: Sequence[Sequence[int]],
         example: Sequence[Any],
     ) -> None:
         nodes = list(program.nodes)
         slot = {node: number for number, node in enumerate(nodes)}
-        returned = cast("Sequence[fx.Node]", nodes[-1].args[0])
+        returned = [slot[node] for node in cast("Sequence[fx.Node]", nodes[-1].args[0])]
         self._count = len(nodes)
         self._active = [slot[node] for node in active]
-        self._returned = [slot[node] for node in returned]
-        self._served: dict[Hashable, list[_Served]] = {}
-        wanted = [[returned[position] for position in positions] for positions in sets]
-        self._segments = cut(program, root, active, wanted, example)
+        *self._returned, self._scalar = returned
+        self._segments = cut(program, root, active, example)
         last = self._segments[-1]
-        in_last = all(slot[node] in last.outputs for nodes in wanted for node in nodes)
-        # Each set would have to be pulled through what lies before the last kernel.
-        few = len(self._segments) == 1 or len(sets) == 1
-        possible = last.kernels is not None and last.active and in_last and few
-        self._sets = len(sets) if possible else 0
+        moving = [last.outputs[position] for position in last.moving]
+        self._at_once = last.kernels is not None and self._scalar in moving
 
-    def __call__(self, *inputs: Any) -> Evaluation:
-        """Runs the program; nothing is recorded for autograd outside."""
+    def serving(self) -> Callable[[Sequence[Any]], Evaluation]:
+        """Returns what runs the program on inputs of one signature; autograd records nothing of it."""
+        return partial(self._run, [_Served() for _ in self._segments])
+
+    def _run(self, served: Sequence[_Served], inputs: Sequence[Any]) -> Evaluation:
         values: list[Any] = [*inputs, *[None] * (self._count - len(inputs))]
-        served = self._served.setdefault(signature(inputs), [_Served() for _ in self._segments])
         runs: list[_Run] = []
-        last: Sequence[Sequence[torch.Tensor]] = ()
-        for segment, calls in zip(self._segments, served, strict=True):
-            given = [values[slot] for slot in segment.inputs]
-            if self._sets and segment is self._segments[-1]:
-                run, last = _Run.with_slopes(segment, calls, given, self._sets)
-            else:
-                run = _Run.of(segment, calls, given)
+        whole = len(self._segments) - self._at_once
+        for segment, calls in zip(self._segments[:whole], served, strict=False):
+            run = _Run.of(segment, calls, [values[slot] for slot in segment.inputs])
             runs.append(run)
             for slot, value in zip(segment.outputs, run.outputs, strict=True):
                 recorded = isinstance(value, torch.Tensor) and value.requires_grad
                 values[slot] = value.detach() if recorded else value
+        known = self._run_last(served[-1], values) if self._at_once else self._start(values)
+        for run in reversed(runs):
+            run.pull(known)
+        gradients = [
+            known[slot] if slot in known else torch.zeros_like(values[slot]) for slot in self._active
+        ]
+        return Evaluation([values[slot] for slot in self._returned], gradients)
 
-        def pulled(known: dict[int, torch.Tensor], through: Sequence[_Run]) -> list[torch.Tensor]:
-            for run in reversed(through):
-                run.pull(known)
-            leaves = [(slot, values[slot]) for slot in self._active]
-            return [known[slot] if slot in known else torch.zeros_like(leaf) for slot, leaf in leaves]
+    def _start(self, values: list[Any]) -> dict[int, torch.Tensor]:
+        return {self._scalar: torch.ones_like(values[self._scalar])}
 
-        def vjp(gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
-            pairs = zip(self._returned, gradients, strict=True)
-            return pulled({slot: gradient for slot, gradient in pairs if gradient is not None}, runs)
-
-        reached = [self._segments[-1].inputs[position] for position in self._segments[-1].active]
-        slopes = [pulled(dict(zip(reached, own, strict=True)), runs[:-1]) for own in last]
-        return Evaluation([values[slot] for slot in self._returned], slopes, vjp)
+    def _run_last(self, served: _Served, values: list[Any]) -> dict[int, torch.Tensor]:
+        """Runs the last segment, a kernel, and the scalar back through it, at once."""
+        segment = self._segments[-1]
+        assert segment.kernels is not None
+        inputs = [values[slot] for slot in segment.inputs]
+        served.last = served.last or segment.kernels.last.serving(inputs)
+        found, others = served.last(*inputs), segment.outputs[:-1]
+        for slot, value in zip(others, found, strict=False):
+            values[slot] = value
+        gradients = _gradients(segment, inputs, found[len(others) :])
+        return dict(zip([segment.inputs[position] for position in segment.active], gradients, strict=True))
 
 
 @dataclass
@@ -113,7 +112,7 @@ class _Served:
 
     forward: Call | None = None
     vjp: Call | None = None
-    slopes: Call | None = None
+    last: Call | None = None
 
 
 @dataclass(frozen=True)
@@ -139,18 +138,6 @@ class _Run:
                 inputs[position] = inputs[position].detach().requires_grad_()
             return _Run(segment, served, inputs, segment.program(*inputs))
 
-    @staticmethod
-    def with_slopes(
-        segment: Segment, served: _Served, inputs: list[Any], sets: int
-    ) -> tuple[_Run, list[Sequence[torch.Tensor]]]:
-        """Runs a segment that is a kernel; returns the slopes of its sets of outputs too."""
-        assert segment.kernels is not None
-        served.slopes = served.slopes or segment.kernels.slopes.serving(inputs)
-        found, each = served.slopes(*inputs), len(segment.active)
-        count = len(found) - sets * each
-        slopes = [found[at : at + each] for at in range(count, len(found), each)]
-        return _Run(segment, served, inputs, found[:count]), slopes
-
     def pull(self, known: dict[int, torch.Tensor]) -> None:
         """Turns the gradients by its outputs into those by its inputs."""
         segment = self.segment
@@ -171,7 +158,7 @@ class _Run:
             given = [known[slot] if slot in known else torch.zeros_like(value) for slot, value in outputs]
             values = [*self.inputs, *given]
             self.served.vjp = self.served.vjp or segment.kernels.vjp.serving(values)
-            return self.served.vjp(*values)
+            return _gradients(segment, self.inputs, self.served.vjp(*values))
         if segment.convolutions:
             return self._back(known)
         reached = [position for position in moving if self.outputs[position].requires_grad]
@@ -194,3 +181,11 @@ class _Run:
                 before = found.get(own.source)
                 found[own.source] = gradient if before is None else before + gradient
         return [found.get(position) for position in segment.active]
+
+
+def _gradients(segment: Segment, inputs: Sequence[Any], found: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Returns the gradients by the active inputs, of which a kernel wrote some over the inputs."""
+    if not segment.spent:
+        return list(found)
+    returned = iter(found)
+    return [inputs[at] if at in segment.spent else next(returned) for at in segment.active]

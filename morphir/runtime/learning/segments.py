@@ -19,6 +19,7 @@ from morphir.ir.state import named_state
 from morphir.runtime.learning.folded_norm import FoldedNorm
 from morphir.runtime.learning.kernels import Kernels, renamed
 from morphir.runtime.learning.linear_ops import Convolution, module_apply
+from morphir.runtime.learning.window_max import window_max
 from morphir.runtime.learning.working_copy import only_input
 
 _ALSO_FUSED = frozenset(
@@ -67,6 +68,8 @@ class Segment:
         outputs: Slots of what it returns.
         active: Positions of the inputs that are differentiated by.
         moving: Positions of the outputs that depend on these.
+        spent: Positions of active inputs of the whole program that no other segment reads, and over which a
+            kernel writes their gradients.
     """
 
     program: fx.GraphModule
@@ -76,6 +79,7 @@ class Segment:
     outputs: tuple[int, ...]
     active: tuple[int, ...]
     moving: tuple[int, ...]
+    spent: tuple[int, ...]
 
 
 class _Observer(fx.Interpreter):
@@ -139,7 +143,6 @@ def cut(
     program: fx.Graph,
     root: nn.Module,
     active: Sequence[fx.Node],
-    sets: Sequence[Sequence[fx.Node]],
     example: Sequence[Any],
 ) -> list[Segment]:
     """Cuts a program; slots are positions of its nodes.
@@ -148,7 +151,6 @@ def cut(
         program: The program: placeholders first, then calls.
         root: Where its modules are found.
         active: The placeholders to differentiate by.
-        sets: Returned nodes whose sums' derivatives are wanted, where they are the last segment's.
         example: Values of the placeholders; on these the program is run once, to see what its nodes do.
 
     Raises:
@@ -179,17 +181,15 @@ def cut(
         if node in observed.fused and waiting.issuperset(node.users):
             waiting.add(node)
             levels[node] = last
-    used = sorted(set(levels.values()))
     return [
         _segment(
             [node for node in levels if levels[node] == level],
             root,
             moving,
-            sets if level == used[-1] else (),
             slot,
             fused=level % 2 == 0,
         )
-        for level in used
+        for level in sorted(set(levels.values()))
     ]
 
 
@@ -197,7 +197,6 @@ def _segment(
     nodes: Sequence[fx.Node],
     root: nn.Module,
     moving: set[fx.Node],
-    sets: Sequence[Sequence[fx.Node]],
     slot: Mapping[fx.Node, int],
     *,
     fused: bool,
@@ -206,18 +205,25 @@ def _segment(
     inputs = list(dict.fromkeys(x for node in nodes for x in node.all_input_nodes if x not in own))
     outputs = [node for node in nodes if any(user not in own for user in node.users)]
     active = tuple(position for position, node in enumerate(inputs) if node in moving)
+    # A window's gradients hang on values at several places, which must be read before one of them is written.
+    pools = any(node.target is window_max for node in nodes)
+    spent = () if pools else tuple(at for at in active if _is_spent(inputs[at], own))
     carried = tuple(position for position, node in enumerate(outputs) if node in moving)
     program = renamed(nodes, inputs, outputs, root)
-    wanted = [[outputs.index(node) for node in nodes if node in own] for nodes in sets]
     return Segment(
         program,
-        Kernels.of(program, active, carried, wanted) if fused else None,
+        Kernels.of(program, active, carried, spent) if fused else None,
         () if fused else _convolutions(nodes, inputs, outputs, root),
         tuple(slot[node] for node in inputs),
         tuple(slot[node] for node in outputs),
         active,
         carried,
+        spent,
     )
+
+
+def _is_spent(source: fx.Node, readers: set[fx.Node]) -> bool:
+    return source.op == "placeholder" and readers.issuperset(source.users)
 
 
 def _convolutions(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -41,7 +42,7 @@ class Theta:
     mask: torch.Tensor | None
     unit: float
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Its name among a learner's thetas."""
         return f"{self.space}/{self.parameter}"

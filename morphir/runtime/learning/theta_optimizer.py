@@ -19,6 +19,7 @@ ThetaOptimizerName = Literal["adam-mini", "adam"]
 
 _BETAS = 0.9, 0.999
 _EPS = 1e-8
+_vector_norm = cast("Any", torch.linalg).vector_norm
 _FUSED_ADAM = frozenset({"cpu", "cuda", "mps", "xpu"})
 _GRADIENT_SHARES = 8
 """Thetas are moved as soon as so small a share of all gradients is there: they need not all be held."""
@@ -46,8 +47,9 @@ class ThetaOptimizer(ABC):
     def take(self, thetas: Mapping[str, Theta], gradients: Mapping[str, torch.Tensor]) -> None:
         """Takes gradients by parameter, and moves thetas once there are many."""
         for parameter, gradient in gradients.items():
-            thetas[parameter].set_gradient(gradient)
-            self._waiting[thetas[parameter].key] = thetas[parameter]
+            theta = thetas[parameter]
+            theta.set_gradient(gradient)
+            self._waiting[theta.key] = theta
             self._numbers_waiting += gradient.numel()
         if self._numbers_waiting > self._most_waiting:
             self.move()
@@ -174,24 +176,36 @@ class AdamMini(ThetaOptimizer):
 
     @torch.no_grad()
     def _move(self, thetas: Sequence[Theta]) -> None:
-        for theta in thetas:
-            gradient = theta.value.grad
-            assert gradient is not None
-            own = self._of(theta)
-            own.step += 1
-            own.first.lerp_(gradient, 1 - _BETAS[0])
-            axes = [axis for axis in range(gradient.dim()) if axis != theta.out_axis]
-            size = gradient.numel() // max(own.second.numel(), 1)
-            norm = _norm(gradient, axes)
-            own.second.mul_(_BETAS[1]).addcmul_(norm, norm, value=(1 - _BETAS[1]) / max(size, 1))
-            first, second = (1 - beta**own.step for beta in _BETAS)
-            scale = own.second.sqrt().div_(math.sqrt(second)).add_(_EPS).reciprocal_()
-            theta.value.addcmul_(own.first, scale, value=-self.lr * self._unit(theta) / first)
+        own = [self._of(theta) for theta in thetas]
+        gradients = [cast("torch.Tensor", theta.value.grad) for theta in thetas]
+        norms, values = list(map(_norm, thetas, gradients)), [theta.value for theta in thetas]
+        first, second = [moments.first for moments in own], [moments.second for moments in own]
+        sizes = [
+            max(value.numel() // max(moment.numel(), 1), 1)
+            for value, moment in zip(values, second, strict=True)
+        ]
+        for moments in own:
+            moments.step += 1
+        # On lists, as PyTorch's own optimizers do: for most thetas calls cost more than the work.
+        each = cast("Any", torch)
+        each._foreach_lerp_(first, gradients, 1 - _BETAS[0])
+        each._foreach_mul_(second, _BETAS[1])
+        each._foreach_addcmul_(second, norms, norms, [(1 - _BETAS[1]) / size for size in sizes])
+        scales = each._foreach_sqrt(second)
+        each._foreach_div_(scales, [math.sqrt(1 - _BETAS[1] ** moments.step) for moments in own])
+        each._foreach_add_(scales, _EPS)
+        each._foreach_reciprocal_(scales)
+        rates = [
+            -self.lr * self._unit(theta) / (1 - _BETAS[0] ** moments.step)
+            for theta, moments in zip(thetas, own, strict=True)
+        ]
+        each._foreach_addcmul_(values, first, scales, rates)
 
     def _of(self, theta: Theta) -> _ChannelMoments:
-        if theta.key not in self._moments:
-            self._moments[theta.key] = _ChannelMoments(theta, self.moments(theta)["exp_avg_sq"])
-        return self._moments[theta.key]
+        found = self._moments.get(theta.key)
+        if found is None:
+            found = self._moments[theta.key] = _ChannelMoments(theta, self.moments(theta)["exp_avg_sq"])
+        return found
 
 
 _OPTIMIZERS: Mapping[ThetaOptimizerName, type[ThetaOptimizer]] = {"adam-mini": AdamMini, "adam": Adam}
@@ -210,7 +224,8 @@ def theta_optimizer(name: str) -> type[ThetaOptimizer]:
     return _OPTIMIZERS[cast("ThetaOptimizerName", name)]
 
 
-def _norm(tensor: torch.Tensor, axes: list[int]) -> torch.Tensor:
-    """Returns the norm along some axes, which stay with size 1."""
+def _norm(theta: Theta, gradient: torch.Tensor) -> torch.Tensor:
+    """Returns the norm of each output channel's kernel; all other axes stay with size 1."""
+    axes = [axis for axis in range(gradient.dim()) if axis != theta.out_axis]
     # No axes would mean all to vector_norm.
-    return cast("Any", torch.linalg).vector_norm(tensor, dim=axes, keepdim=True) if axes else tensor.abs()
+    return _vector_norm(gradient, dim=axes, keepdim=True) if axes else gradient.abs()

@@ -32,12 +32,15 @@ def test_estimate_and_slopes(name: str) -> None:
     torch.testing.assert_close(q + term.second_order(q, tilde, losses), expected, rtol=1e-12, atol=0)
     assert term.bends == (name != "none")
     by_q, by_tilde = torch.autograd.grad(expected.mean(0).sum(), (q, tilde), materialize_grads=True)
-    slope = torch.as_tensor(term.slope(q.detach(), losses, 3), dtype=torch.float64).expand(3, 4)
-    torch.testing.assert_close(slope, by_q, rtol=1e-12, atol=0)
-    if term.sampled is None:
-        assert not by_tilde.any()
+    slopes = term.slopes(losses, 3)
+    torch.testing.assert_close(slopes.by_q(q.detach()).expand(3, 4), by_q, rtol=1e-12, atol=0)
+    last = slopes.of(slice(2, 3)).by_q(q.detach()[2:])
+    torch.testing.assert_close(last.expand(1, 4), by_q[2:], rtol=1e-12, atol=0)
+    sampled_slope = slopes.by_sampled(tilde.detach())
+    if sampled_slope is None:
+        assert term.sampled is None and not by_tilde.any()
     else:
-        torch.testing.assert_close(term.sampled_slope(tilde.detach(), 3), by_tilde, rtol=1e-12, atol=0)
+        torch.testing.assert_close(sampled_slope, by_tilde, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("layers", [10, torch.tensor([0, 1, 10, 50])])
@@ -53,4 +56,6 @@ def test_layers_above_leave_less_of_the_shrunk_term_and_all_of_the_others(layers
         )
         if found.sampled is not None and term.sampled is not None:
             expected = 2 * term.sampled * shrunk**2 / 3
-            torch.testing.assert_close(found.sampled_slope(tilde, 3) * tilde, expected, rtol=1e-6, atol=1e-6)
+            sampled_slope = found.slopes(losses, 3).by_sampled(tilde)
+            assert sampled_slope is not None
+            torch.testing.assert_close(sampled_slope * tilde, expected, rtol=1e-6, atol=1e-6)

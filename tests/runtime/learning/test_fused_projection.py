@@ -17,7 +17,6 @@ from torch.nn import functional
 import morphir
 from morphir.runtime.learning import compilation, kernels
 from morphir.runtime.learning.compilation import Compiled
-from morphir.runtime.learning.fused_projection import FusedProjection
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a compiler"
@@ -292,25 +291,12 @@ class _Swapped(nn.Module):
 @needs_compiler
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("curvature", ["batch", "mixed"])
-def test_channels_in_another_order_than_their_groups(
-    monkeypatch: pytest.MonkeyPatch, curvature: str, after: bool
-) -> None:
-    scaled: list[int] = []
-
-    class Watched(FusedProjection):
-        def _scaled(self, *arguments: Any) -> Any:
-            scaled.append(len(arguments[1]))
-            return super()._scaled(*arguments)
-
-    monkeypatch.setattr("morphir.runtime.learning.learner.FusedProjection", Watched)
+def test_channels_in_another_order_than_their_groups(curvature: str, after: bool) -> None:
     model = _Swapped()
     model.after = after
     learners = _learned(model, curvature=curvature)
     assert any(float(value.abs().max()) > 0 for value in _gradients(learners[0]))
     _assert_same(*learners)
-    # The gradients of q, and of q~; behind a convolution those of both would have to go through it.
-    expected = {("batch", False): {1}, ("batch", True): {1}, ("mixed", False): {2}, ("mixed", True): set()}
-    assert set(scaled) == expected[curvature, after]
 
 
 def _gradients(learner: morphir.Learner) -> list[torch.Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from morphir.analysis.tracing import trace
 from morphir.analysis.verify import verify_channels
 from morphir.runtime.oracle.oracle import check_graph
+from random_networks.calibrated import wrong_sample
 from random_networks.draft import Network
 from random_networks.influence import Subject, wrong_claims, wrong_split
 
@@ -49,6 +50,9 @@ def findings(network: Network, seed: int, targets: Collection[str] = ALL_TARGETS
         yield Finding(at, next(wrong_claims(subject, seed), ""))
         at = "theta"
         yield Finding(at, wrong_split(subject, seed))
+        at = "learner"
+        fault = wrong_sample(subject, seed)
+        yield Finding(at, fault or "", fault is not None)
         at = "oracle"
         for check in check_graph(graph, seed=seed, exports=True if targets is None else targets):
             site = f"{check.space}: " if check.space else ""

@@ -207,9 +207,9 @@ class Learner:
     def calibrate(self, inputs: ExampleArgument, targets: Any) -> None:
         """Measures on one batch how far the scores' second-order terms are off, once theta is learned.
 
-        It takes two forward passes, and the backward passes of a step. In the second forward pass each sample
-        has one morphism really applied, drawn at random. :meth:`scores` then multiplies the second-order
-        terms of each space's splits, and of its prunes, by what fits all batches so far
+        It takes about two steps: a pass with its gradients, and one in which each sample has one morphism
+        really applied, drawn at random. :meth:`scores` then multiplies the second-order terms of each space's
+        splits, and of its prunes, by what fits all batches so far
         (:mod:`morphir.runtime.learning.calibration`). All is computed without autocast.
 
         Args:

@@ -151,7 +151,8 @@ class _Cut:
         self.parameters = regions.parameters
         self.samples = regions.samples
         self.channels = channels
-        self.program = fx.Graph()
+        # Its literals may be buffers, which are looked for there.
+        self.program = fx.Graph(regions.work.module)
         self.copied: dict[fx.Node, fx.Node] = {}
         self.narrowed: list[Narrowed] = []
 
@@ -187,6 +188,8 @@ class _Cut:
 
     def _copy(self, node: fx.Node) -> None:
         copied = self.copied[node] = self.program.node_copy(node, self.copied.__getitem__)
+        if node.op == "get_attr" and _is_list_of_numbers(self.work.attribute(node)):
+            self.work.separate(copied)
         leaf = self.work.leaf(node)
         narrowed = None if leaf is None else narrow(leaf, self.channels, self.parameters)
         if narrowed is not None:
@@ -289,6 +292,11 @@ class _Walk:
 def _uses_batch_statistics(work: WorkingCopy, node: fx.Node) -> bool:
     leaf = work.leaf(node)
     return isinstance(leaf, _NORMS) and leaf.running_mean is None
+
+
+def _is_list_of_numbers(value: object) -> bool:
+    """Whether this may be the positions that an index picks, which are rewritten."""
+    return isinstance(value, torch.Tensor) and value.dim() == 1 and not value.is_floating_point()
 
 
 def _fixes_batch_size(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ import itertools
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -71,6 +71,12 @@ class WorkingCopy:
         """Makes a ``call_module`` node, here or in a part of the program, call another module."""
         path = f"_morphir_{next(self._numbers)}"
         self.module.add_submodule(path, module)
+        node.target = path
+
+    def separate(self, node: fx.Node) -> None:
+        """Makes a ``get_attr`` node, here or in a part of the program, read a copy of its tensor."""
+        path = f"_morphir_{next(self._numbers)}"
+        self.module.register_buffer(path, cast("torch.Tensor", self.attribute(node)).clone())
         node.target = path
 
 

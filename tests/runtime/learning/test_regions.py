@@ -166,6 +166,24 @@ class Branches(nn.Module):
         return self.head(torch.tanh(self.first(x) + self.second(pooled)))
 
 
+class Picked(nn.Module):
+    """A concatenation in another order, which a buffer holds: every space has an order of its own."""
+
+    order: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(3, 4, 3, padding=1)
+        self.right = nn.Conv2d(3, 5, 3, padding=1)
+        self.register_buffer("order", torch.tensor([3, 8, 0, 5, 1, 2, 7, 4, 6]))
+        self.norm = nn.BatchNorm2d(9)
+        self.head = Head(9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.left(x), self.right(x)], 1)[:, self.order]
+        return self.head(functional.silu(self.norm(x)))
+
+
 class SharedRows(nn.Module):
     """Parts of one kernel's rows are tied to other producers: each space learns its own rows alone."""
 
@@ -212,6 +230,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "flattened": (Flattened, 2),
     "twice": (Twice, 2),
     "branches": (Branches, 2),
+    "picked": (Picked, 2),
     "shared-rows": (SharedRows, 4),
 }
 REGIONS = {**NETWORKS, "beside-output": (BesideOutput, 2)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -387,3 +388,29 @@ def test_under_autocast_all_is_computed_in_single_precision() -> None:
     assert torch.equal(half.changes, single.changes)
     assert torch.equal(half.q, single.q)
     assert float(single.changes.abs().max()) > 1e-3
+
+
+def test_a_calibration_does_not_wait_for_the_device(no_host_reads: AbstractContextManager[Any]) -> None:
+    learner, batch = Learner(_network("dense"), LOSS), _batch("dense")
+    learner.step(*batch)
+    learner.calibrate(*batch)
+    before = learner.state_dict()["calibration"]
+    with no_host_reads:
+        learner.calibrate(*batch)
+    after = learner.state_dict()["calibration"]
+    assert isinstance(before, torch.Tensor)
+    assert isinstance(after, torch.Tensor)
+    torch.testing.assert_close(after[:, 0].sum(), 2 * before[:, 0].sum())
+
+
+@pytest.mark.parametrize("name", ["chain", "residual", "dense"])
+def test_all_is_on_the_graphs_device(name: str) -> None:
+    """The meta device stands for any but the CPU: it refuses mixed devices."""
+    make, inputs = NETWORKS[name]
+    learner = Learner(trace(make().eval().to("meta"), inputs(2).float().to("meta")), LOSS)
+    batch = inputs(6).float().to("meta"), torch.zeros(6, dtype=torch.int64, device="meta")
+    learner.step(*batch)
+    learner.calibrate(*batch)
+    gathered = learner.state_dict()["calibration"]
+    assert isinstance(gathered, torch.Tensor)
+    assert gathered.device.type == "meta"

@@ -160,6 +160,12 @@ class GrowthConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _calibration_has_a_term(self) -> GrowthConfig:
+        if self.calibration_batches and self.score_curvature == "none":
+            raise ValueError("calibration_batches needs a score_curvature with a second-order term")
+        return self
+
+    @model_validator(mode="after")
     def _phases_may_change_something(self) -> GrowthConfig:
         if self.phases and not (self.splits or self.prunes):
             raise ValueError(

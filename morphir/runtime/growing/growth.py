@@ -159,7 +159,8 @@ def _resumable() -> Generator[None]:
 def _place(job: Job) -> None:
     """Moves the graph, and tries the data on it."""
     place(job.graph, job.placement)
-    check_data(job.graph, job.train_data, job.loss, job.placement, "training data")
+    per_sample = job.config.calibration_batches > 0
+    check_data(job.graph, job.train_data, job.loss, job.placement, "training data", per_sample=per_sample)
     if job.eval_data is not None:
         check_data(job.graph, job.eval_data, job.loss, job.placement, "evaluation data")
 

@@ -97,9 +97,16 @@ def new_optimizer(graph: Graph, config: GrowthConfig) -> optim.Optimizer:
 
 
 def learner_of_phase(job: Job, slot: Slot) -> Learner:
-    """Returns the learner of one phase's morphisms."""
+    """Returns the learner of one phase's morphisms.
+
+    Raises:
+        CalibrationError: if it is to be calibrated later, and cannot be.
+    """
     steps = count_steps(job.train_data, job.config.learn_steps)
-    return new_learner(job.graph, job.loss, job.config, steps, seed=job.config.seed + slot.phase)
+    learner = new_learner(job.graph, job.loss, job.config, steps, seed=job.config.seed + slot.phase)
+    if job.config.calibration_batches:
+        learner.check_calibration()
+    return learner
 
 
 def save_state(job: Job, state: RunState) -> None:

@@ -54,7 +54,9 @@ def _devices() -> list[str]:
     return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
-def check_data(model: nn.Module, data: Batches, loss: Loss, placement: Placement, name: str) -> None:
+def check_data(
+    model: nn.Module, data: Batches, loss: Loss, placement: Placement, name: str, *, per_sample: bool = False
+) -> None:
     """Tries the first batch: one forward pass in evaluation mode, and the loss.
 
     Args:
@@ -63,6 +65,7 @@ def check_data(model: nn.Module, data: Batches, loss: Loss, placement: Placement
         loss: Of outputs and targets.
         placement: Device, autocast, memory format.
         name: What the data is called in messages (``"training data"``).
+        per_sample: Whether the loss has to return one number a sample.
 
     Raises:
         MorphirError: if the data is empty, can be read only once, or does not fit model or loss.
@@ -75,7 +78,7 @@ def check_data(model: nn.Module, data: Batches, loss: Loss, placement: Placement
         outputs = call(model, inputs)
         _check_classes(outputs, targets, name)
         value = loss_of(loss, outputs, targets)
-        _check_loss(value, batch_samples(inputs))
+        _check_loss(value, batch_samples(inputs), per_sample=per_sample)
         check_is_mean(loss, outputs, targets, value)
 
 
@@ -107,13 +110,18 @@ def _check_classes(outputs: Any, targets: Any, name: str) -> None:
         )
 
 
-def _check_loss(value: object, samples: int) -> None:
+def _check_loss(value: object, samples: int, *, per_sample: bool) -> None:
     if not isinstance(value, torch.Tensor):
         raise MorphirError(f"the loss returns a {type(value).__name__}, not a tensor")
     if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != samples):
         raise MorphirError(
             f"the loss has shape {tuple(value.shape)} for {samples} samples",
             hint="it has to be a mean (a scalar), or one number per sample",
+        )
+    if per_sample and not value.dim():
+        raise MorphirError(
+            "calibration_batches needs the loss of each sample, and the loss function returns their mean",
+            hint='return one loss a sample: reduction="none"',
         )
     if not value.is_floating_point():
         raise MorphirError(f"the loss is {value.dtype}, not floating point")

@@ -6,7 +6,7 @@ reads their mean, since it has half of its kernel for each. A prune's channels a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,50 +15,75 @@ import torch
 
 from morphir.runtime.learning.calibration import Drawn
 from morphir.runtime.learning.estimate import changes_of_splits, delta_of
-from morphir.runtime.learning.lowering import EdgeProgram, Lowered, ProducerProgram, SpaceProgram, part_of
-from morphir.runtime.learning.model_pass import Pass
+from morphir.runtime.learning.loss_check import Loss
+from morphir.runtime.learning.model_pass import Forward, Pass, losses_of, run_backward
 from morphir.runtime.learning.paired import Joins, Moves, Values
+from morphir.runtime.learning.programs import EdgeProgram, Lowered, ProducerProgram, SpaceProgram, part_of
 from morphir.runtime.learning.projection import Projection, edge_values, estimate_prunes, project
 
 Thetas = Mapping[str, torch.Tensor]
 """Producer parameter to theta."""
 
 
-def project_applied(space: SpaceProgram, run: Pass, thetas: Thetas, drawn: Drawn) -> Projection | None:
-    """Returns q and q~ of each sample's morphism, ``[S]``; 0 where it is of another space.
+def apply_to_samples(
+    lowered: Lowered,
+    forward: Forward,
+    batch: tuple[Sequence[Any], Any],
+    loss: Loss,
+    thetas: Mapping[str, Thetas],
+    drawn: Drawn,
+    generator: torch.Generator | None,
+    *,
+    sample: bool,
+) -> tuple[torch.Tensor, list[Projection]]:
+    """Returns each sample's true change of the loss, ``[S]``, and q and q~ of its morphism.
+
+    These are ``[S]`` in one of the projections, and 0 in the others. What the model's own random operators
+    draw differs from pass to pass, and is noise.
 
     Args:
-        space: A space, whose gradients are there.
-        run: The pass.
-        thetas: Of the space; empty where it has no splits.
-        drawn: Each sample's morphism.
-
-    Returns:
-        None where the loss does not depend on the space.
-    """
-    edges = edge_values(space, run)
-    if all(edge is None for edge in edges):
-        return None
-    sampled = run.sampled is not None
-    own = list(drawn.of(space))
-    found = [estimate_prunes(edges, run.samples, sampled=sampled)]
-    if space.split is not None:
-        doubled = changes_of_splits(space.split, thetas, edges, run)
-        found.append(project(doubled, 0.5, edges, run.samples, sampled=sampled))
-    pairs = list(zip(own, found, strict=False))
-    q = sum((mine * values.q).sum(1) for mine, values in pairs)
-    tilde = [(mine * values.sampled).sum(1) for mine, values in pairs if values.sampled is not None]
-    assert isinstance(q, torch.Tensor)
-    return Projection(q, sum(tilde[1:], start=tilde[0]) if tilde else None)
-
-
-def rewritten(lowered: Lowered, thetas: Mapping[str, Thetas], drawn: Drawn) -> Callable[..., Any]:
-    """Returns the program in which each sample has its morphism applied.
-
-    Args:
-        lowered: The lowered graph; what is computed from parameters is that of its last run.
+        lowered: The lowered graph.
+        forward: Its forward pass.
+        batch: The model's arguments in order, and the targets.
+        loss: Returns one loss a sample.
         thetas: By space.
         drawn: Each sample's morphism.
+        generator: Draws the Fisher's random signs.
+        sample: Whether q~ is asked for.
+    """
+    inputs, targets = batch
+    found: list[Projection] = []
+
+    def work(space: SpaceProgram, run: Pass) -> None:
+        found.extend(_projected(space, run, thetas.get(space.name, {}), drawn))
+
+    run_backward(forward, lowered, targets, generator, work, sample=sample)
+    before = forward.run.losses.samples
+    assert before is not None
+    return losses_of(_rewritten(lowered, thetas, drawn), lowered, inputs, targets, loss) - before, found
+
+
+def _projected(space: SpaceProgram, run: Pass, thetas: Thetas, drawn: Drawn) -> Iterator[Projection]:
+    """Yields q and q~ of the samples' prunes, and of their splits; nothing where no loss depends on them."""
+    edges, sampled = edge_values(space, run), run.sampled is not None
+    if not any(edges):
+        return
+    prunes, splits = drawn.of(space)
+    yield _picked(estimate_prunes(edges, run.samples, sampled=sampled), prunes)
+    if space.split is not None and splits is not None:
+        doubled = changes_of_splits(space.split, thetas, edges, run)
+        yield _picked(project(doubled, 0.5, edges, run.samples, sampled=sampled), splits)
+
+
+def _picked(projection: Projection, own: torch.Tensor) -> Projection:
+    sampled = projection.sampled
+    return Projection((projection.q * own).sum(1), None if sampled is None else (sampled * own).sum(1))
+
+
+def _rewritten(lowered: Lowered, thetas: Mapping[str, Thetas], drawn: Drawn) -> Callable[..., Any]:
+    """Returns the program in which each sample has its morphism applied.
+
+    What is computed from parameters is that of the program's last run.
     """
     moves: dict[int, list[_Move]] = {}
     masks: dict[int, list[_Mask]] = {slot: [] for slot in lowered.taps}
@@ -67,10 +92,11 @@ def rewritten(lowered: Lowered, thetas: Mapping[str, Thetas], drawn: Drawn) -> C
         for edge in space.edges:
             for slot in edge.taps:
                 masks[slot].append(_Mask(edge, prunes))
-        for producer in () if space.split is None or not space.split.is_located else space.split.producers:
-            moves.setdefault(producer.y, []).append(
-                _Move(producer, thetas[space.name][producer.parameter], splits)
-            )
+        if space.split is None or splits is None or not space.split.is_located:
+            continue
+        for producer in space.split.producers:
+            move = _Move(producer, thetas[space.name][producer.parameter], splits)
+            moves.setdefault(producer.y, []).append(move)
     moving: Moves = {slot: partial(_moved, slot, own) for slot, own in moves.items()}
     joining: Joins = {slot: partial(_masked, own) for slot, own in masks.items()}
     return lambda *inputs: lowered.paired(inputs, moving, joining)

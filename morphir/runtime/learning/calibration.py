@@ -8,29 +8,54 @@ and true changes agree::
     f = sum_s (t_s - q_s) / sum_s d_s        t: the true change, d: the second-order term
 
 Few samples tell little of f: it is averaged with 1, the term's own factor, by the inverse squares of f's
-standard error and of the term's usual one (``Curvature.error``).
+standard error and of the term's usual one (``Curvature.error``). The standard error is that of the residuals
+at the term's own factor: at f itself a few samples that make up most of the sums would have none. Where these
+are as few as that, ``(sum d)^2 / sum d^2`` below 30, the term's own factor stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 
 from morphir.errors import MorphirError
+from morphir.runtime.learning.batches import BatchError
 from morphir.runtime.learning.curvature import BatchLosses, Curvature
 from morphir.runtime.learning.learner_state import State, tensor_of
-from morphir.runtime.learning.lowering import SpaceProgram
+from morphir.runtime.learning.precision import autocast_dtype, without_autocast
+from morphir.runtime.learning.programs import SpaceProgram
 from morphir.runtime.learning.projection import Projection
 
 _FEWEST = 30
-"""Samples that a standard error takes."""
+"""Samples of equal terms that a standard error takes."""
 
 
 class CalibrationError(MorphirError):
     """The factors of a learner's second-order terms cannot be measured."""
+
+
+@contextmanager
+def exactly(kind: str) -> Generator[None]:
+    """Computes without autocast: what is compared are small differences.
+
+    Raises:
+        CalibrationError: if a batch fails so that may do with it.
+    """
+    ambient = autocast_dtype(kind) is not None
+    with without_autocast(kind):
+        try:
+            yield
+        except BatchError as error:
+            if not ambient:
+                raise
+            raise CalibrationError(
+                f"a calibration runs without autocast, and {error.message}",
+                hint="leave calibrations out, or let the model run in single precision too",
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -45,11 +70,14 @@ class Drawn:
     columns: torch.Tensor
     first: Mapping[str, int]
 
-    def of(self, space: SpaceProgram) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns 1 for each sample's own among a space's prunes, and its splits, else 0: ``[S, groups]``."""
+    def of(self, space: SpaceProgram) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns where each sample's own morphism is among a space's prunes, and its splits if it has any.
+
+        Both are booleans ``[S, groups]``.
+        """
         prunes = torch.arange(space.width, device=self.columns.device) + self.first[space.name]
         own = self.columns.unsqueeze(1)
-        return own == prunes, own == prunes + space.width
+        return own == prunes, None if space.split is None else own == prunes + space.width
 
 
 class Calibration:
@@ -61,17 +89,16 @@ class Calibration:
     Args:
         spaces: The spaces.
         drawable: Whether the column's morphism may be drawn.
-        dtype: What sums are held in.
         device: Where.
+
+    Attributes:
+        is_empty: Whether there is nothing to draw.
     """
 
     def __init__(
-        self,
-        spaces: Sequence[SpaceProgram],
-        drawable: Sequence[bool],
-        dtype: torch.dtype,
-        device: torch.device,
+        self, spaces: Sequence[SpaceProgram], drawable: Sequence[bool], device: torch.device
     ) -> None:
+        dtype = torch.float32 if device.type == "mps" else torch.float64
         ends = list(accumulate(space.morphisms for space in spaces))
         self._first = {space.name: end - space.morphisms for space, end in zip(spaces, ends, strict=True)}
         widths = [space.width for space in spaces for _ in range(space.morphisms // space.width)]
@@ -83,18 +110,24 @@ class Calibration:
         self._error = torch.ones((), dtype=dtype, device=device)
         # How many samples, and the sums of x = t - q, d, x^2, x d and d^2.
         self._sums = torch.zeros(len(widths), 6, dtype=dtype, device=device)
-        may = torch.tensor(drawable, dtype=dtype, device=device)
-        of_row = torch.zeros_like(self._sums[:, 0]).index_add_(0, self._rows, may).clamp_min(1)
-        self._chances = (may / of_row[self._rows]).cumsum(0)
+        self._drawable = torch.tensor(drawable, dtype=dtype, device=device)
         self.is_empty = not any(drawable)
 
-    def draw(self, samples: int, generator: torch.Generator | None) -> Drawn:
-        """Draws a row for each sample, all being as likely, and one of its drawable morphisms."""
-        chances = self._chances
+    def draw(self, samples: int, moving: torch.Tensor, generator: torch.Generator | None) -> Drawn:
+        """Draws a row for each sample, all being as likely, and one of its morphisms.
+
+        Args:
+            samples: S.
+            moving: Whether the column's morphism changes anything, as a split with theta = 0 does not.
+            generator: Source of the draw.
+        """
+        weights = self._drawable * moving
+        of_row = torch.zeros_like(self._sums[:, 0]).index_add_(0, self._rows, weights).clamp_min(1)
+        chances = (weights / of_row[self._rows]).cumsum(0)
         drawn = torch.rand(samples, dtype=chances.dtype, device=chances.device, generator=generator)
         # Strictly below the last chance, whatever the product is rounded to.
         at = torch.minimum(drawn * chances[-1], chances[-1].nextafter(torch.zeros_like(chances[-1])))
-        return Drawn(torch.searchsorted(chances, at, right=True), self._first)
+        return Drawn(torch.searchsorted(chances, at, right=True).clamp_max(len(chances) - 1), self._first)
 
     def add(
         self,
@@ -133,14 +166,14 @@ class Calibration:
             raise MorphirError(
                 "the loss of a calibration was not finite", hint="check the data that it was made on"
             )
-        count, x, d, xx, xd, dd = self._sums.unbind(1)
-        measured = x / d
-        variance = (xx - 2 * measured * xd + measured.square() * dd) / d.square()
-        weight = 1 / variance.clamp_min(torch.finfo(variance.dtype).tiny)
-        own = self._error.square().reciprocal()
-        averaged = (measured * weight + own) / (weight + own)
-        known = (count >= _FEWEST) & (d > 0) & averaged.isfinite()
-        return torch.where(known, averaged, torch.ones_like(averaged))[self._rows]
+        _, x, d, xx, xd, dd = self._sums.unbind(1)
+        smallest = torch.finfo(d.dtype).tiny
+        square = d.square().clamp_min(smallest)
+        measured, variance = x / d.clamp_min(smallest), (xx - 2 * xd + dd) / square
+        own = self._error.square()
+        averaged = ((measured * own + variance) / (own + variance)).clamp_min(0)
+        told = square / dd.clamp_min(smallest) >= _FEWEST
+        return torch.where(told, averaged, torch.ones_like(averaged))[self._rows]
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Returns what was gathered."""

@@ -16,9 +16,9 @@ import torch
 
 from morphir.runtime.learning.curvature import Curvature
 from morphir.runtime.learning.folded_norm import along_channels
-from morphir.runtime.learning.lowering import ProducerProgram, SplitProgram
 from morphir.runtime.learning.model_pass import Pass
 from morphir.runtime.learning.precision import in_dtype
+from morphir.runtime.learning.programs import ProducerProgram, SplitProgram
 from morphir.runtime.learning.projection import (
     EdgeValue,
     PlainProjection,

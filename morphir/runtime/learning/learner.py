@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from torch.utils import _pytree as pytree
 
 from morphir.analysis.cost import delta_cost
 from morphir.errors import MorphirError, MorphirWarning
@@ -25,10 +26,10 @@ from morphir.ir.trace import ExampleArgument, keywords_in_order, split_inputs
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
 from morphir.morphisms.split import Split
-from morphir.runtime.learning.applied import project_applied, rewritten
+from morphir.runtime.learning.applied import apply_to_samples
 from morphir.runtime.learning.batches import check_loss_is_callable
-from morphir.runtime.learning.calibration import Calibration, CalibrationError
-from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, resolved
+from morphir.runtime.learning.calibration import Calibration, CalibrationError, exactly
+from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, curvature, resolved
 from morphir.runtime.learning.estimate import estimate_splits
 from morphir.runtime.learning.fisher import is_known
 from morphir.runtime.learning.fused_projection import FusedProjection
@@ -40,10 +41,11 @@ from morphir.runtime.learning.learner_state import (
     theta_state,
 )
 from morphir.runtime.learning.loss_check import Loss, check_is_mean
-from morphir.runtime.learning.lowering import Lowered, SpaceProgram, SplitProgram, lower
-from morphir.runtime.learning.model_pass import Forward, Pass, detached, losses_of, run_backward, run_forward
+from morphir.runtime.learning.lowering import lower
+from morphir.runtime.learning.model_pass import Forward, Pass, detached, run_backward, run_forward
 from morphir.runtime.learning.options import check_options
-from morphir.runtime.learning.precision import HALF, without_autocast
+from morphir.runtime.learning.precision import HALF, single
+from morphir.runtime.learning.programs import Lowered, SpaceProgram, SplitProgram
 from morphir.runtime.learning.projection import (
     PlainProjection,
     Project,
@@ -163,7 +165,7 @@ class Learner:
         double = any(theta.value.dtype == torch.float64 for theta in self._all_thetas())
         dtype = torch.float64 if double else torch.float32
         self._average = ScoreAverage(self.lowered.spaces, dtype, graph.device)
-        self._calibration = Calibration(self.lowered.spaces, self._drawable(), dtype, graph.device)
+        self._calibration = Calibration(self.lowered.spaces, self._drawable(), graph.device)
 
     def step(self, inputs: ExampleArgument, targets: Any) -> StepResult:
         """Learns from one batch; only the first step waits for the device.
@@ -217,22 +219,19 @@ class Learner:
             targets: As for :meth:`step`.
 
         Raises:
-            CalibrationError: if the loss function returns the batch's mean, if samples depend on each other,
-                or if the scores have no second-order term.
+            CalibrationError: as :meth:`check_calibration` does, if the loss function returns the batch's
+                mean, or if the model runs under autocast alone.
             MorphirError: as :meth:`step` does.
         """
         require_autograd("a calibration")
         self._check_current()
-        if not self.lowered.samples_apart:
-            raise CalibrationError("a sample's outputs depend on other samples")
-        if self._calibration.is_empty:
-            return
+        self.check_calibration()
         args, kwargs = split_inputs(detached(inputs))
-        values = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
+        values = pytree.tree_map(single, [*args, *keywords_in_order(self.graph, len(args), kwargs)])
         with (
             frozen(self._holdings.modules, self._holdings.tensors),
             torch.no_grad(),
-            without_autocast(self.graph.device.type),
+            exactly(self.graph.device.type),
         ):
             forward = run_forward(self.lowered, values, targets, self.loss)
             losses = forward.run.losses
@@ -242,22 +241,24 @@ class Learner:
                     hint='return one loss a sample: reduction="none"',
                 )
             _, score = self._curvatures(forward, targets)
-            if not score.bends:
-                raise CalibrationError("the scores have no second-order term")
-            drawn = self._calibration.draw(forward.run.samples, self._generator)
+            if self._calibration.is_empty:
+                return
+            drawn = self._calibration.draw(forward.run.samples, self._moving(), self._generator)
             thetas = {name: self._values(name) for name in self._thetas}
-            found: list[Projection] = []
-
-            def work(space: SpaceProgram, run: Pass) -> None:
-                own = project_applied(space, run, thetas.get(space.name, {}), drawn)
-                found.extend(() if own is None else (own,))
-
-            run_backward(
-                forward, self.lowered, targets, self._generator, work, sample=score.sampled is not None
+            batch, sample = (values, targets), score.sampled is not None
+            changes, projections = apply_to_samples(
+                self.lowered, forward, batch, self.loss, thetas, drawn, self._generator, sample=sample
             )
-            program = rewritten(self.lowered, thetas, drawn)
-            changes = losses_of(program, self.lowered, values, targets, self.loss) - losses.samples
-            self._calibration.add(drawn, changes, found, losses, score)
+            self._calibration.add(drawn, changes, projections, losses, score)
+
+    def check_calibration(self) -> None:
+        """Raises :class:`CalibrationError` if samples depend on each other, or scores are of first order."""
+        if not self.lowered.samples_apart:
+            raise CalibrationError("a calibration needs samples that do not depend on each other")
+        if self.score_curvature != AUTO and not curvature(self.score_curvature).bends:
+            raise CalibrationError(
+                f"with score_curvature {self.score_curvature!r} there is no second-order term to calibrate"
+            )
 
     def scores(self) -> list[Score]:
         """Returns the estimate of every legal split and prune, in program order; waits for the device.
@@ -362,6 +363,16 @@ class Learner:
 
     def _values(self, space: str) -> dict[str, torch.Tensor]:
         return {parameter: theta.value for parameter, theta in self._thetas[space].items()}
+
+    def _moving(self) -> torch.Tensor:
+        """Returns for every prune and every split of each space whether it changes anything."""
+        found: list[torch.Tensor] = []
+        for program in self.lowered.spaces:
+            found.append(torch.ones(program.width, dtype=torch.bool, device=self.graph.device))
+            if program.split is not None:
+                moved = [theta.moved() for theta in self._thetas[program.name].values()]
+                found.append(torch.stack(moved).any(0))
+        return torch.cat(found)
 
     def _drawable(self) -> list[bool]:
         """Returns for every prune and every split of each space, in this order, whether it can be drawn.

@@ -64,8 +64,9 @@ def check_fits(
     wrong |= {key for key in ("steps", "weight") if key not in state}
     if wrong:
         raise MorphirError(
-            f"this learner state is of another graph or optimizer of theta: {', '.join(sorted(wrong))}",
-            hint="load it into a learner like the one that it was saved from",
+            "this learner state is of another graph, optimizer of theta or version of MorphIR: "
+            f"{', '.join(sorted(wrong))}",
+            hint="load it into a learner like the one that it was saved from, by the version that saved it",
         )
 
 

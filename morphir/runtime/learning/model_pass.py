@@ -20,8 +20,8 @@ from morphir.runtime.learning.curvature import BatchLosses
 from morphir.runtime.learning.fisher import sampled_logit_gradient
 from morphir.runtime.learning.image_layout import run_channels_last
 from morphir.runtime.learning.loss_check import Loss
-from morphir.runtime.learning.lowering import Lowered, SpaceProgram
 from morphir.runtime.learning.precision import autocast_dtype
+from morphir.runtime.learning.programs import Lowered, SpaceProgram
 
 _LOSS_HINT = "return one loss a sample, [S], or their mean"
 

@@ -18,9 +18,9 @@ import torch
 
 from morphir.runtime.learning.curvature import Slopes
 from morphir.runtime.learning.group_index import GroupIndex
-from morphir.runtime.learning.lowering import EdgeProgram, SpaceProgram
 from morphir.runtime.learning.model_pass import Pass
 from morphir.runtime.learning.perturbation import PERTURBATIONS, Perturbed
+from morphir.runtime.learning.programs import EdgeProgram, SpaceProgram
 from morphir.runtime.learning.region import Region
 
 

@@ -188,8 +188,6 @@ class _Cut:
 
     def _copy(self, node: fx.Node) -> None:
         copied = self.copied[node] = self.program.node_copy(node, self.copied.__getitem__)
-        if node.op == "get_attr" and _is_list_of_numbers(self.work.attribute(node)):
-            self.work.separate(copied)
         leaf = self.work.leaf(node)
         narrowed = None if leaf is None else narrow(leaf, self.channels, self.parameters)
         if narrowed is not None:
@@ -204,7 +202,8 @@ class _Cut:
 
     def _rewrite_literals(self) -> None:
         values = {copy.name: self._values(node) for node, copy in self.copied.items()}
-        rewrite_literals(self.program, ChannelLayer({}, values), self.channels.copies)
+        with self.work.separated(self.program):
+            rewrite_literals(self.program, ChannelLayer({}, values), self.channels.copies)
 
     def _drop_empty_parts(self) -> None:
         """A concatenation of what is left, or nothing at all where that is a single part."""
@@ -292,11 +291,6 @@ class _Walk:
 def _uses_batch_statistics(work: WorkingCopy, node: fx.Node) -> bool:
     leaf = work.leaf(node)
     return isinstance(leaf, _NORMS) and leaf.running_mean is None
-
-
-def _is_list_of_numbers(value: object) -> bool:
-    """Whether this may be the positions that an index picks, which are rewritten."""
-    return isinstance(value, torch.Tensor) and value.dim() == 1 and not value.is_floating_point()
 
 
 def _fixes_batch_size(node: fx.Node) -> bool:

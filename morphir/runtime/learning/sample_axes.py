@@ -63,10 +63,12 @@ class SampleAxes:
         for node, sums in before.items():
             if not sums:
                 continue
-            dim = _dim(list(map(_changed, sums, first[node])), samples)
-            self._dims[node] = dim
-            if dim is None or _mixes(
-                dim, samples, *(_changed(sums[dim], x[node][dim]) for x in (first, others))
+            by_first = list(map(_changed, sums, first[node]))
+            by_others = list(map(_changed, sums, others[node]))
+            dim = self._dims[node] = _dim(by_first, samples)
+            # What is computed from parameters alone, or from what is no sample's, mixes nothing.
+            if any(own.any() for own in (*by_first, *by_others)) and (
+                dim is None or _mixes(dim, samples, by_first[dim], by_others[dim])
             ):
                 self._mixed.add(node)
 

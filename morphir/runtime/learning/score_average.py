@@ -9,7 +9,7 @@ import torch
 
 from morphir.runtime.learning.curvature import BatchLosses, Curvature
 from morphir.runtime.learning.learner_state import State, tensor_of
-from morphir.runtime.learning.lowering import SpaceProgram
+from morphir.runtime.learning.programs import SpaceProgram
 from morphir.runtime.learning.projection import Projection
 
 

@@ -14,8 +14,8 @@ import torch
 from morphir.ir.channels import ChannelSpace, Producer
 from morphir.ir.graph import Graph
 from morphir.ir.state import named_state
-from morphir.runtime.learning.lowering import SpaceProgram
 from morphir.runtime.learning.precision import at_least_single
+from morphir.runtime.learning.programs import SpaceProgram
 from morphir.runtime.learning.selection import Selection
 
 
@@ -103,6 +103,21 @@ class Theta:
         rows = self.rows[group]
         kernels = [self.value.detach().select(self.out_axis, row) for row in rows]
         return kernels[0].clone() if len(kernels) == 1 else torch.stack(kernels)
+
+    def moved(self) -> torch.Tensor:
+        """Returns for every group whether its theta is anything but 0, ``[groups]``; not read here."""
+        own = self.value.detach().movedim(self.out_axis, 0).flatten(1).abs().amax(1)
+        sums = own.new_zeros(len(self.rows) + 1).index_add_(0, self._owners, own)
+        return sums[: len(self.rows)] > 0
+
+    @cached_property
+    def _owners(self) -> torch.Tensor:
+        """The group of every row, one past the last for a row of none."""
+        owner = {row: group for group, own in enumerate(self.rows) for row in own}
+        count = self.value.shape[self.out_axis]
+        return torch.tensor(
+            [owner.get(row, len(self.rows)) for row in range(count)], device=self.value.device
+        )
 
     @torch.no_grad()
     def put(self, group: int, kernels: torch.Tensor) -> None:

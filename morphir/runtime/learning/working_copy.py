@@ -9,9 +9,10 @@ import copy
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -73,11 +74,25 @@ class WorkingCopy:
         self.module.add_submodule(path, module)
         node.target = path
 
-    def separate(self, node: fx.Node) -> None:
-        """Makes a ``get_attr`` node, here or in a part of the program, read a copy of its tensor."""
-        path = f"_morphir_{next(self._numbers)}"
-        self.module.register_buffer(path, cast("torch.Tensor", self.attribute(node)).clone())
-        node.target = path
+    @contextmanager
+    def separated(self, program: fx.Graph) -> Generator[None]:
+        """Lets lists of numbers that buffers hold be rewritten in a part of the program, and nowhere else.
+
+        What is not rewritten is read where it was, so that a change of it is seen.
+        """
+        copies: list[tuple[fx.Node, str, torch.Tensor, Any]] = []
+        for node in program.nodes:
+            held = self.attribute(node) if node.op == "get_attr" else None
+            if isinstance(held, torch.Tensor) and held.dim() == 1 and not held.is_floating_point():
+                path = f"_morphir_{next(self._numbers)}"
+                self.module.register_buffer(path, held.clone())
+                copies.append((node, path, self.module.get_buffer(path), node.target))
+                node.target = path
+        yield
+        for node, path, copied, target in copies:
+            if self.module.get_buffer(path) is copied:
+                node.target = target
+                delattr(self.module, path)
 
 
 def only_input(node: fx.Node) -> fx.Node | None:

@@ -566,9 +566,33 @@ def test_scores_are_calibrated_before_they_are_used(tmp_path: Path, monkeypatch:
     loss = partial(functional.cross_entropy, reduction="none")
     grow(network(), loader(), loss, config=config, quiet=True, callbacks=[note])
     assert scores
+    told: list[Event] = []
     with pytest.raises(MorphirError, match='(?s)loss function returns their mean.*reduction="none"'):
-        run(tmp_path / "mean", config=config)
-    assert len(checkpoints(tmp_path / "mean" / "checkpoints")) > 0
+        run(tmp_path / "mean", config=config, callbacks=[told.append])
+    assert told == []
+    with pytest.raises(MorphirError, match="calibration_batches needs a score_curvature"):
+        GrowthConfig(calibration_batches=1, score_curvature="none")
+
+
+def test_a_network_that_cannot_be_calibrated_is_refused_before_anything_is_learned() -> None:
+    """A norm by the batch's own statistics mixes the samples."""
+    graph = trace(
+        nn.Sequential(
+            nn.Conv2d(1, 4, 3),
+            nn.BatchNorm2d(4, track_running_stats=False),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 3),
+        ),
+        torch.zeros(2, 1, 8, 8),
+    )
+    config = CONFIG.model_copy(update={"calibration_batches": 3})
+    told: list[Event] = []
+    loss = partial(functional.cross_entropy, reduction="none")
+    with pytest.raises(MorphirError, match="samples that do not depend on each other"):
+        grow(graph, loader(), loss, config=config, quiet=True, callbacks=[told.append])
+    assert not any(isinstance(event, GraphRewritten) for event in told)
 
 
 def test_kept_spaces_stay_as_they_are() -> None:

@@ -27,8 +27,8 @@ from morphir.ir.state import frozen, held_tensors, modules_within, named_state
 from morphir.runtime.learning.curvature import CURVATURES
 from morphir.runtime.learning.estimate import estimate_splits
 from morphir.runtime.learning.learner import Learner
-from morphir.runtime.learning.lowering import SpaceProgram
 from morphir.runtime.learning.model_pass import Pass, run_backward, run_forward
+from morphir.runtime.learning.programs import SpaceProgram
 from morphir.runtime.learning.projection import edge_values, estimate_prunes
 from morphir.runtime.learning.theta import group_kernels
 from morphir.runtime.oracle.subjects import randomise_norms

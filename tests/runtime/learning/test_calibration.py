@@ -19,9 +19,10 @@ from morphir.analysis.tracing import trace
 from morphir.errors import MorphirError
 from morphir.ir.graph import Graph
 from morphir.morphisms.base import Morphism
-from morphir.runtime.learning.calibration import CalibrationError
-from morphir.runtime.learning.curvature import CURVATURES
+from morphir.runtime.learning.calibration import Calibration, CalibrationError, Drawn
+from morphir.runtime.learning.curvature import CURVATURES, BatchLosses
 from morphir.runtime.learning.learner import Learner
+from morphir.runtime.learning.projection import Projection
 from morphir.runtime.oracle.subjects import randomise_norms
 from passes.transform import transform
 
@@ -249,7 +250,7 @@ def _rows(learner: Learner) -> list[int]:
 
 @pytest.mark.parametrize("curvature", ["fisher", "shrunk-fisher", "mixed", "batch"])
 def test_factors_are_the_regressions_weighed_by_their_standard_errors(curvature: str) -> None:
-    graph, batches = _network(), [_batch(samples=96) for _ in range(3)]
+    graph, batches = _network(), [_batch(samples=900) for _ in range(3)]
 
     def learner(score: str) -> Learner:
         made = Learner(graph, LOSS, score_curvature=score, learn_curvature="fisher", lr=0.0, init_scale=0.7)
@@ -264,9 +265,9 @@ def test_factors_are_the_regressions_weighed_by_their_standard_errors(curvature:
     columns = np.array([column for one in seen for column in one.columns])
     x = np.concatenate([(one.changes - one.q).numpy() for one in seen])
     q = np.concatenate([one.q.numpy() for one in seen])
-    mean = np.concatenate([np.full(96, float(_losses(graph, batch).mean())) for batch in batches])
+    mean = np.concatenate([np.full(900, float(_losses(graph, batch).mean())) for batch in batches])
     drawn = [one.sampled for one in seen]
-    tilde = np.concatenate([np.zeros(96) if one is None else one.numpy() for one in drawn])
+    tilde = np.concatenate([np.zeros(900) if one is None else one.numpy() for one in drawn])
     shrunk = np.array([1 + above[m.space] / 50 if m is not None else 1 for m in morphisms])[columns]
     d = {
         "fisher": tilde**2 / 2,
@@ -277,10 +278,10 @@ def test_factors_are_the_regressions_weighed_by_their_standard_errors(curvature:
     error, expected = CURVATURES[curvature].error, {}
     for row in set(rows):
         own = rows[columns] == row
-        assert own.sum() >= 30
+        assert d[own].sum() ** 2 / (d[own] ** 2).sum() >= 30
         f = x[own].sum() / d[own].sum()
-        variance = ((x[own] - f * d[own]) ** 2).sum() / d[own].sum() ** 2
-        expected[row] = (f / variance + 1 / error**2) / (1 / variance + 1 / error**2)
+        variance = ((x[own] - d[own]) ** 2).sum() / d[own].sum() ** 2
+        expected[row] = max((f / variance + 1 / error**2) / (1 / variance + 1 / error**2), 0)
     assert max(abs(f - 1) for f in expected.values()) > 0.01
     of = {_site(m): expected[row] for m, row in zip(morphisms, rows, strict=True) if m is not None}
     for before, first, after in zip(plain, none, calibrated.scores(), strict=True):
@@ -332,7 +333,7 @@ def test_few_samples_change_nothing() -> None:
 
 
 def test_a_calibration_continues_from_its_state() -> None:
-    graph, batches = _network(), [_batch(samples=200) for _ in range(2)]
+    graph, batches = _network(), [_batch(samples=1500) for _ in range(2)]
 
     def learner() -> Learner:
         return Learner(graph, LOSS, seed=3)
@@ -346,6 +347,77 @@ def test_a_calibration_continues_from_its_state() -> None:
         one.calibrate(*batches[1])
     assert second.scores() == whole.scores()
     assert second.scores() != first.scores()
+
+
+def test_a_sample_that_makes_up_the_sums_tells_nothing() -> None:
+    """Its residual at the fitted factor is 0, whatever the factor is."""
+    network = _network()
+    program = Learner(network, LOSS).lowered.spaces[0]
+    calibration = Calibration([program], [True] * program.morphisms, torch.device("cpu"))
+    columns = torch.zeros(400, dtype=torch.int64)
+    losses = BatchLosses(torch.tensor(1.0), torch.ones(400))
+    sampled = torch.full((400,), 1e-3)
+    sampled[7] = 1.0
+    zero = torch.zeros(400)
+    calibration.add(
+        Drawn(columns, {program.name: 0}),
+        5 * sampled.square() / 2,
+        [Projection(zero, sampled)],
+        losses,
+        CURVATURES["fisher"],
+    )
+    assert torch.equal(calibration.factors(), torch.ones(program.morphisms, dtype=torch.float64))
+    # As many alike do tell: the factor is near 5, and short of it.
+    sampled[:] = 1.0
+    calibration.add(
+        Drawn(columns, {program.name: 0}),
+        5 * sampled.square() / 2,
+        [Projection(zero, sampled)],
+        losses,
+        CURVATURES["fisher"],
+    )
+    assert 2 < float(calibration.factors()[0]) < 5
+
+
+def test_splits_that_change_nothing_are_not_drawn() -> None:
+    learner, batch = Learner(_network(), LOSS, init_scale=0.5, lr=1e-12), _batch(samples=400)
+    learner.step(*batch)
+    with torch.no_grad():
+        for theta in (theta for own in learner.thetas.values() for theta in own.values()):
+            theta.value[1:] = 0.0
+    morphisms = _morphisms(learner)
+    drawn = [morphisms[column] for column in _calibrated(learner, batch).columns]
+    splits = {m.index for m in drawn if m is not None and _kind(m) == "split"}
+    assert splits == {0}
+
+
+class Functional(nn.Module):
+    """Parameters whose first extents say nothing of samples, and an input that has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(5, 4) * 0.5)
+        self.place = nn.Parameter(torch.randn(1, 3, 5) * 0.5)
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return self.head((torch.tanh(functional.linear(x, self.first) + self.place) * scale).mean(1))
+
+
+def test_parameters_are_no_samples() -> None:
+    inputs = torch.randn(48, 3, 4, dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)
+    labels = torch.randint(0, CLASSES, (48,))
+    graph = trace(Functional().double().eval(), (inputs[0][:2], inputs[1]))
+    learner = Learner(graph, LOSS, init_scale=0.7)
+    learner.step(inputs, labels)
+    seen, morphisms = _calibrated(learner, (inputs, labels)), _morphisms(learner)  # pyright: ignore[reportArgumentType]
+    for sample, column in enumerate(seen.columns):
+        changed, morphism = copy.deepcopy(graph), morphisms[column]
+        assert morphism is not None
+        transform(changed, [morphism])
+        with torch.no_grad():
+            after, before = (LOSS(network(*inputs), labels)[sample] for network in (changed, graph))
+        assert float(seen.changes[sample]) == pytest.approx(float(after - before), rel=1e-8, abs=1e-12)
 
 
 class BatchStatistics(nn.Module):
@@ -364,7 +436,7 @@ class BatchStatistics(nn.Module):
 def test_what_cannot_be_measured_is_refused() -> None:
     batch = _batch()
     mixed = Learner(trace(BatchStatistics().double().eval(), _images(2)), LOSS)
-    with pytest.raises(CalibrationError, match="depend on other samples"):
+    with pytest.raises(CalibrationError, match="samples that do not depend on each other"):
         mixed.calibrate(*batch)
     with pytest.raises(CalibrationError, match='reduction="none"'):
         Learner(_network(), functional.cross_entropy).calibrate(*batch)
@@ -388,6 +460,30 @@ def test_under_autocast_all_is_computed_in_single_precision() -> None:
     assert torch.equal(half.changes, single.changes)
     assert torch.equal(half.q, single.q)
     assert float(single.changes.abs().max()) > 1e-3
+
+
+class HalfInside(nn.Module):
+    """Runs under autocast alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 5), nn.Linear(5, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.body(x)).bfloat16())
+
+
+def test_what_runs_under_autocast_alone_is_said() -> None:
+    inputs, labels = torch.randn(8, 4), torch.randint(0, CLASSES, (8,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        learner = Learner(trace(HalfInside().eval(), inputs[:2]), LOSS)
+        learner.step(inputs, labels)
+        with pytest.raises(CalibrationError, match="runs without autocast, and the model fails on"):
+            learner.calibrate(inputs, labels)
+    half = Learner(trace(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4)), inputs[:2]), LOSS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half.step(inputs.bfloat16(), labels)
+        half.calibrate(inputs.bfloat16(), labels)
 
 
 def test_a_calibration_does_not_wait_for_the_device(no_host_reads: AbstractContextManager[Any]) -> None:

@@ -18,8 +18,8 @@ from morphir.morphisms.split import Split
 from morphir.runtime.learning.curvature import CURVATURES, BatchLosses
 from morphir.runtime.learning.estimate import SplitEstimate, estimate_splits
 from morphir.runtime.learning.learner import Learner
-from morphir.runtime.learning.lowering import SpaceProgram
 from morphir.runtime.learning.model_pass import Pass, run_backward, run_forward
+from morphir.runtime.learning.programs import SpaceProgram
 from morphir.runtime.learning.projection import PlainProjection, edge_values, estimate_prunes
 from morphir.runtime.learning.theta import group_kernels
 from morphir.seeds import resolve

@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from morphir.analysis.tracing import trace
 from morphir.ir.graph import Graph
-from morphir.runtime.learning.lowering import Lowered, SpaceProgram, lower
+from morphir.runtime.learning.lowering import lower
 from morphir.runtime.learning.own_channels import ChannelMap, OwnChannels
+from morphir.runtime.learning.programs import Lowered, SpaceProgram
 from morphir.runtime.learning.selection import take
 from morphir.runtime.oracle.subjects import randomise_norms
 
@@ -343,3 +344,29 @@ def test_narrowed_modules_follow_the_weights() -> None:
         for value, edge in zip(found, program.edges, strict=True):
             expected = take(edge.part, captured[edge.taps[0]])
             torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+
+
+class Masked(nn.Module):
+    """A buffer of whole numbers that no rewrite has to change."""
+
+    keep: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.register_buffer("keep", torch.tensor([1, 0, 1, 1]))
+        self.head = Head(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.conv(x) * self.keep))
+
+
+def test_a_buffer_of_numbers_is_read_where_it_is() -> None:
+    graph = trace(Masked().double().eval(), torch.zeros(2, 3, 4, 4, dtype=torch.float64))
+    (program,) = lower(graph).spaces
+    assert program.split is not None
+    y = torch.randn(2, 4, 4, 4, dtype=torch.float64)
+    for keep in (torch.tensor([1, 0, 1, 1]), torch.tensor([0, 0, 1, 5])):
+        graph.get_buffer("keep").copy_(keep)
+        (found,) = program.split.region.module(y)
+        torch.testing.assert_close(found, torch.tanh(y * keep).flatten(2).mean(2))

@@ -24,24 +24,14 @@ def plot_ratios(place: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     figure = Figure(figsize=(7.5, 0.55 * len(rows) + 1.3), layout="constrained")
     axis: Any = figure.subplots()
     for position, row in enumerate(rows):
-        ratio = row["ratios"]["learning"]
-        axis.barh(position - 0.2, ratio, 0.38, color=_TIME, label="time" if not position else None)
-        axis.text(ratio + 0.02, position - 0.2, f"{ratio:.2f}", va="center", fontsize=8)
+        bars = {"time": (-0.2, row["ratios"]["learning"], _TIME)}
         if row["memory_ratio"]:
-            axis.barh(
-                position + 0.2,
-                row["memory_ratio"],
-                0.38,
-                color=_MEMORY,
-                label=None if position else "peak memory",
-            )
-            axis.text(
-                row["memory_ratio"] + 0.02,
-                position + 0.2,
-                f"{row['memory_ratio']:.2f}",
-                va="center",
-                fontsize=8,
-            )
+            bars["peak memory"] = (0.2, row["memory_ratio"], _MEMORY)
+        for label, (offset, ratio, color) in bars.items():
+            at = position + offset
+            axis.barh(at, ratio, 0.38, color=color, label=None if position else label)
+            # Within the bar, where no goal is drawn.
+            axis.text(ratio - 0.02, at, f"{ratio:.2f}", va="center", ha="right", fontsize=8, color="white")
         goal = [row["goal"], row["goal"]]
         axis.plot(
             goal, [position - 0.45, position + 0.05], color=_GOAL, label=None if position else "goal (time)"

@@ -157,8 +157,11 @@ class _Truth:
                 for m in node.all_input_nodes
             ):
                 reached.add(node.name)
-        # What is assigned to an item reaches readers of what holds it, too.
-        assigned = any(node.target is operator.setitem for node in nodes)
+        # What is written in place reaches readers of what holds it, too.
+        assigned = any(
+            node.target is operator.setitem or (node.op == "call_method" and str(node.target).endswith("_"))
+            for node in nodes
+        )
         return {
             name: value
             for name, value in self.clean.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,10 +101,14 @@ def test_q_is_the_derivative_of_the_summed_loss(check_scores: Callable[..., Any]
 
 
 @needs_compiler
-@pytest.mark.parametrize("curvature", ["batch", "mixed"])
-def test_learns_and_scores_what_an_uncompiled_learner_does(curvature: str) -> None:
+@pytest.mark.parametrize(
+    ("curvature", "batches"),
+    # As many samples as channels: a kernel takes the extents for the same, until there are others.
+    [("batch", (4, 4, 3)), ("mixed", (9, 9, 11))],
+)
+def test_learns_and_scores_what_an_uncompiled_learner_does(curvature: str, batches: Sequence[int]) -> None:
     _, (plain, compiled) = _pair(learn_curvature=curvature, score_curvature="fisher", init_scale=1.0)
-    for samples in (9, 9, 11):  # as no other extent: a kernel takes equal ones for the same
+    for samples in batches:
         batch = _batch(samples)
         for learner in (plain, compiled):
             learner.step(*batch)

@@ -92,6 +92,9 @@ def held_tensors(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
 class Holdings:
     """What a module holds, as it is now; for what asks at every step whether it still is the same.
 
+    Hooks, options of modules (a convolution's stride) and values that are written into a tensor are not
+    among it.
+
     Args:
         module: The module.
 

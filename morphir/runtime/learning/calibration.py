@@ -23,12 +23,15 @@ from itertools import accumulate
 import torch
 
 from morphir.errors import MorphirError
+from morphir.ir.channels import ChannelSpace
+from morphir.ir.graph import Graph
 from morphir.runtime.learning.batches import BatchError
 from morphir.runtime.learning.curvature import BatchLosses, Curvature
 from morphir.runtime.learning.learner_state import State, tensor_of
 from morphir.runtime.learning.precision import autocast_dtype, without_autocast
 from morphir.runtime.learning.programs import SpaceProgram
 from morphir.runtime.learning.projection import Projection
+from morphir.runtime.learning.theta import Theta
 
 _FEWEST = 30
 """Samples of equal terms that a standard error takes."""
@@ -87,23 +90,25 @@ class Calibration:
     row is the prunes or the splits of a space.
 
     Args:
-        spaces: The spaces.
-        drawable: Whether the column's morphism may be drawn.
-        device: Where.
+        programs: The spaces, lowered.
+        graph: The graph, for its verdicts.
 
     Attributes:
         is_empty: Whether there is nothing to draw.
     """
 
-    def __init__(
-        self, spaces: Sequence[SpaceProgram], drawable: Sequence[bool], device: torch.device
-    ) -> None:
+    def __init__(self, programs: Sequence[SpaceProgram], graph: Graph) -> None:
+        device = graph.device
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        ends = list(accumulate(space.morphisms for space in spaces))
-        self._first = {space.name: end - space.morphisms for space, end in zip(spaces, ends, strict=True)}
-        widths = [space.width for space in spaces for _ in range(space.morphisms // space.width)]
+        ends = list(accumulate(program.morphisms for program in programs))
+        self._programs = programs
+        self._first = {
+            program.name: end - program.morphisms for program, end in zip(programs, ends, strict=True)
+        }
+        widths = [program.width for program in programs for _ in range(program.morphisms // program.width)]
         rows = [row for row, width in enumerate(widths) for _ in range(width)]
-        above = [space.layers_above for space in spaces for _ in range(space.morphisms)]
+        above = [program.layers_above for program in programs for _ in range(program.morphisms)]
+        drawable = [own for program in programs for own in _drawable(program, graph.space(program.name))]
         self._rows = torch.tensor(rows, dtype=torch.int64, device=device)
         self._layers_above = torch.tensor(above, dtype=dtype, device=device)
         # What the term's own factor, 1, is weighed by.
@@ -113,21 +118,32 @@ class Calibration:
         self._drawable = torch.tensor(drawable, dtype=dtype, device=device)
         self.is_empty = not any(drawable)
 
-    def draw(self, samples: int, moving: torch.Tensor, generator: torch.Generator | None) -> Drawn:
-        """Draws a row for each sample, all being as likely, and one of its morphisms.
+    def draw(
+        self, samples: int, thetas: Mapping[str, Mapping[str, Theta]], generator: torch.Generator | None
+    ) -> Drawn:
+        """Draws a row for each sample, all being as likely, and one of its morphisms that changes something.
 
         Args:
             samples: S.
-            moving: Whether the column's morphism changes anything, as a split with theta = 0 does not.
+            thetas: Space to producer parameter to theta; a split whose theta is 0 changes nothing.
             generator: Source of the draw.
         """
-        weights = self._drawable * moving
+        weights = self._drawable * self._moving(thetas)
         of_row = torch.zeros_like(self._sums[:, 0]).index_add_(0, self._rows, weights).clamp_min(1)
         chances = (weights / of_row[self._rows]).cumsum(0)
         drawn = torch.rand(samples, dtype=chances.dtype, device=chances.device, generator=generator)
         # Strictly below the last chance, whatever the product is rounded to.
         at = torch.minimum(drawn * chances[-1], chances[-1].nextafter(torch.zeros_like(chances[-1])))
         return Drawn(torch.searchsorted(chances, at, right=True).clamp_max(len(chances) - 1), self._first)
+
+    def _moving(self, thetas: Mapping[str, Mapping[str, Theta]]) -> torch.Tensor:
+        """Returns for every column whether its morphism changes anything."""
+        found: list[torch.Tensor] = []
+        for program in self._programs:
+            found.append(torch.ones(program.width, dtype=torch.bool, device=self._rows.device))
+            if program.split is not None:
+                found.append(torch.stack([theta.moved() for theta in thetas[program.name].values()]).any(0))
+        return torch.cat(found)
 
     def add(
         self,
@@ -190,3 +206,14 @@ class Calibration:
 
     def _tensors(self) -> Mapping[str, torch.Tensor]:
         return {"calibration": self._sums, "calibration_error": self._error}
+
+
+def _drawable(program: SpaceProgram, space: ChannelSpace) -> list[bool]:
+    """Returns for every prune, and for every split, whether it can be applied to one sample.
+
+    Where a norm or a softmax mixes channels, a prune does more than to silence its own.
+    """
+    prunes = [verdict.kind == "exact" for verdict in space.verdicts]
+    if program.split is None:
+        return prunes
+    return prunes + [own and program.split.is_located for own in prunes]

@@ -44,7 +44,7 @@ from morphir.runtime.learning.loss_check import Loss, check_is_mean
 from morphir.runtime.learning.lowering import lower
 from morphir.runtime.learning.model_pass import Forward, Pass, detached, run_backward, run_forward
 from morphir.runtime.learning.options import check_options
-from morphir.runtime.learning.precision import HALF, single
+from morphir.runtime.learning.precision import HALF, autocast_dtype, single
 from morphir.runtime.learning.programs import Lowered, SpaceProgram, SplitProgram
 from morphir.runtime.learning.projection import (
     PlainProjection,
@@ -165,7 +165,7 @@ class Learner:
         double = any(theta.value.dtype == torch.float64 for theta in self._all_thetas())
         dtype = torch.float64 if double else torch.float32
         self._average = ScoreAverage(self.lowered.spaces, dtype, graph.device)
-        self._calibration = Calibration(self.lowered.spaces, self._drawable(), graph.device)
+        self._calibration = Calibration(self.lowered.spaces, graph)
 
     def step(self, inputs: ExampleArgument, targets: Any) -> StepResult:
         """Learns from one batch; only the first step waits for the device.
@@ -227,7 +227,9 @@ class Learner:
         self._check_current()
         self.check_calibration()
         args, kwargs = split_inputs(detached(inputs))
-        values = pytree.tree_map(single, [*args, *keywords_in_order(self.graph, len(args), kwargs)])
+        values = [*args, *keywords_in_order(self.graph, len(args), kwargs)]
+        if autocast_dtype(self.graph.device.type) is not None:
+            values = pytree.tree_map(single, values)
         with (
             frozen(self._holdings.modules, self._holdings.tensors),
             torch.no_grad(),
@@ -243,7 +245,7 @@ class Learner:
             _, score = self._curvatures(forward, targets)
             if self._calibration.is_empty:
                 return
-            drawn = self._calibration.draw(forward.run.samples, self._moving(), self._generator)
+            drawn = self._calibration.draw(forward.run.samples, self._thetas, self._generator)
             thetas = {name: self._values(name) for name in self._thetas}
             batch, sample = (values, targets), score.sampled is not None
             changes, projections = apply_to_samples(
@@ -363,30 +365,6 @@ class Learner:
 
     def _values(self, space: str) -> dict[str, torch.Tensor]:
         return {parameter: theta.value for parameter, theta in self._thetas[space].items()}
-
-    def _moving(self) -> torch.Tensor:
-        """Returns for every prune and every split of each space whether it changes anything."""
-        found: list[torch.Tensor] = []
-        for program in self.lowered.spaces:
-            found.append(torch.ones(program.width, dtype=torch.bool, device=self.graph.device))
-            if program.split is not None:
-                moved = [theta.moved() for theta in self._thetas[program.name].values()]
-                found.append(torch.stack(moved).any(0))
-        return torch.cat(found)
-
-    def _drawable(self) -> list[bool]:
-        """Returns for every prune and every split of each space, in this order, whether it can be drawn.
-
-        Where a norm or a softmax mixes channels, a prune does more than to silence its own.
-        """
-        found: list[bool] = []
-        for program in self.lowered.spaces:
-            space = self.graph.space(program.name)
-            exact = [verdict.kind == "exact" for verdict in space.verdicts]
-            found += exact
-            if program.split is not None:
-                found += [each and program.split.is_located for each in exact]
-        return found
 
     def _split(self, space: ChannelSpace, index: int) -> Split:
         return Split(space.name, index, group_kernels(self._thetas[space.name], index))

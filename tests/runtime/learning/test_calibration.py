@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from morphir.analysis.tracing import trace
-from morphir.errors import MorphirError
+from morphir.errors import MorphirError, MorphirWarning
 from morphir.ir.graph import Graph
 from morphir.morphisms.base import Morphism
 from morphir.runtime.learning.calibration import Calibration, CalibrationError, Drawn
@@ -353,7 +353,7 @@ def test_a_sample_that_makes_up_the_sums_tells_nothing() -> None:
     """Its residual at the fitted factor is 0, whatever the factor is."""
     network = _network()
     program = Learner(network, LOSS).lowered.spaces[0]
-    calibration = Calibration([program], [True] * program.morphisms, torch.device("cpu"))
+    calibration = Calibration([program], network)
     columns = torch.zeros(400, dtype=torch.int64)
     losses = BatchLosses(torch.tensor(1.0), torch.ones(400))
     sampled = torch.full((400,), 1e-3)
@@ -484,6 +484,11 @@ def test_what_runs_under_autocast_alone_is_said() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half.step(inputs.bfloat16(), labels)
         half.calibrate(inputs.bfloat16(), labels)
+    network = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4)).bfloat16()
+    with pytest.warns(MorphirWarning, match="of half precision"):
+        all_half = Learner(trace(network, inputs[:2].bfloat16()), LOSS)
+    all_half.step(inputs.bfloat16(), labels)
+    all_half.calibrate(inputs.bfloat16(), labels)
 
 
 def test_a_calibration_does_not_wait_for_the_device(no_host_reads: AbstractContextManager[Any]) -> None:

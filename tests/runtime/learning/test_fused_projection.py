@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 import morphir
-from morphir.runtime.learning import compilation, kernels
+from morphir.runtime.learning import kernels
 from morphir.runtime.learning.compilation import Compiled
 
 needs_compiler = pytest.mark.skipif(
@@ -23,6 +23,7 @@ needs_compiler = pytest.mark.skipif(
 )
 pytestmark = pytest.mark.xdist_group("kernels")
 CLASSES = 10
+_COMPILER = "torch._inductor.compile_fx.compile_fx_inner"
 
 
 class _Block(nn.Module):
@@ -204,13 +205,13 @@ def _same(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def test_a_kernel_that_computes_something_else_is_refused(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, wrong: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    monkeypatch.setattr(compilation, "compile_fx_inner", _compiler_that_yields(wrong))
+    monkeypatch.setattr(_COMPILER, _compiler_that_yields(wrong))
     with pytest.raises(morphir.MorphirError, match="computes something else"):
         Compiled(_same).serving([torch.randn(5, 5, dtype=dtype)], _same)
 
 
 def test_what_is_not_finite_uncompiled_may_be_so_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "compile_fx_inner", _compiler_that_yields(lambda x: x * 1.0))
+    monkeypatch.setattr(_COMPILER, _compiler_that_yields(lambda x: x * 1.0))
     values = torch.tensor([1.0, float("nan"), float("inf")])
     (found,) = Compiled(_same).serving([values], _same)(values)
     assert torch.equal(found.isfinite(), torch.tensor([True, False, False]))
@@ -399,7 +400,7 @@ def test_without_a_compiler_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no g++")
 
-    monkeypatch.setattr(compilation, "compile_fx_inner", fail)
+    monkeypatch.setattr(_COMPILER, fail)
     monkeypatch.setattr(kernels, "_SHARED", {})
     graph, (_, compiled) = _pair()
     before = {key: value.clone() for key, value in graph.state_dict().items()}

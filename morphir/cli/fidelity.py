@@ -42,12 +42,11 @@ from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.recalibration import recalibrate
 from morphir.runtime.growing.run_state import new_optimizer
 from morphir.runtime.growing.training import LossMeter, Placement, evaluate, place, train_epoch
-from morphir.runtime.learning.curvature import CURVATURES, curvature
+from morphir.runtime.learning.curvature import BENT, CURVATURES, curvature
 from morphir.runtime.storage.files import cannot_write
 
 _TRAIN_EPOCHS = 2
 _CURVATURES = ", ".join(CURVATURES)
-_BENT = [name for name in CURVATURES if name != "none"]
 _CALIBRATED = f"{CALIBRATED}shrunk-fisher"
 _Line = TypeVar("_Line", Measured, Applied)
 _LOSS = partial(functional.cross_entropy, reduction="none")
@@ -149,12 +148,12 @@ def _learners(names: Sequence[str] | None) -> list[str]:
     for name in names or ():
         if name != PAPER:
             curvature(name)
-    return list(names or _BENT)
+    return list(names or BENT)
 
 
 def _scores(names: Sequence[str] | None) -> list[str]:
     """Returns the scores that were named; all curvatures but ``none``, and a calibrated one, if none was."""
-    return [check_score(name) for name in names or (*_BENT, _CALIBRATED)]
+    return [check_score(name) for name in names or (*BENT, _CALIBRATED)]
 
 
 def _make_folder(out: Path) -> None:

@@ -12,14 +12,14 @@ from morphir.morphisms.split import Split
 from morphir.runtime.growing.config import GrowthConfig
 from morphir.runtime.growing.learning import calibrate, new_learner
 from morphir.runtime.growing.training import Batches, Placement
-from morphir.runtime.learning.curvature import CURVATURES
+from morphir.runtime.learning.curvature import BENT, CURVATURES
 from morphir.runtime.learning.loss_check import Loss
 
 Site = tuple[str, str, int]
 """Kind of morphism, space, group."""
 CALIBRATED = "calibrated-"
 """Before a curvature's name: its second-order term times what is measured on the same data."""
-SCORES = (*CURVATURES, *(f"{CALIBRATED}{name}" for name, term in CURVATURES.items() if term.bends))
+SCORES = (*CURVATURES, *(f"{CALIBRATED}{name}" for name in BENT))
 """Names of all scores."""
 
 

@@ -10,7 +10,7 @@ from morphir.errors import MorphirError
 from morphir.morphisms.base import Morphism
 from morphir.morphisms.prune import Prune
 from morphir.runtime.fidelity.agreement import Agreement
-from morphir.runtime.fidelity.estimates import Site, estimated_changes, site
+from morphir.runtime.fidelity.estimates import CALIBRATED, Site, estimated_changes, site
 from morphir.runtime.fidelity.learners import (
     PAPER,
     ExpandedNetwork,
@@ -25,6 +25,7 @@ from morphir.runtime.fidelity.learners import (
 )
 from morphir.runtime.fidelity.truth import true_changes
 from morphir.runtime.growing.training import Batches
+from morphir.runtime.learning.calibration import CalibrationError
 
 PRUNES = "prune"
 """Who "learned" the prunes, which have no theta."""
@@ -86,9 +87,16 @@ class Study:
             progress: Called with a line for each part.
 
         Raises:
-            MorphirError: if no group can be split.
+            MorphirError: if no group can be split, or if there are none but calibrated scores, and the
+                network cannot be calibrated.
         """
         problem = replace(problem, places=self._places(problem))
+        study = replace(self, scores=self._measurable(problem, progress))
+        yield from study._run(problem, held_back, progress)
+
+    def _run(
+        self, problem: Problem, held_back: Batches, progress: Callable[[str], object]
+    ) -> Iterator[Measured]:
         if self.prunes:
             prunes = [Prune(space, group) for space, group in problem.places]
             yield from self._measure(PRUNES, prunes, {}, problem, held_back, progress)
@@ -105,6 +113,21 @@ class Study:
             drawn = RandomDirections(first)
             splits = drawn.learn(replace(problem, places=list(first)))
             yield from self._measure(drawn.name, list(splits.values()), splits, problem, held_back, progress)
+
+    def _measurable(self, problem: Problem, progress: Callable[[str], object]) -> Sequence[str]:
+        """Returns the scores, without calibrated ones where the network cannot be calibrated; says so."""
+        calibrated = [score for score in self.scores if score.startswith(CALIBRATED)]
+        if not calibrated:
+            return self.scores
+        try:
+            problem.learner(score_curvature="auto").check_calibration()
+        except CalibrationError as error:
+            left = [score for score in self.scores if score not in calibrated]
+            if not left:
+                raise
+            progress(f"{', '.join(calibrated)}: left out, {error.message}")
+            return left
+        return self.scores
 
     def _learners(self) -> Iterator[ThetaLearner]:
         for name in self.learners:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from morphir.errors import MorphirError, did_you_mean
-from morphir.runtime.learning.curvature import NAMES
+from morphir.runtime.learning.curvature import AUTO, BENT, NAMES
 from morphir.runtime.learning.theta_optimizer import ThetaOptimizerName
 
 LearningRateSchedule = Literal["constant", "steps", "cosine"]
@@ -161,7 +161,7 @@ class GrowthConfig(BaseModel):
 
     @model_validator(mode="after")
     def _calibration_has_a_term(self) -> GrowthConfig:
-        if self.calibration_batches and self.score_curvature == "none":
+        if self.calibration_batches and self.score_curvature not in (AUTO, *BENT):
             raise ValueError("calibration_batches needs a score_curvature with a second-order term")
         return self
 

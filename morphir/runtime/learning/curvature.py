@@ -183,6 +183,9 @@ AUTO = "auto"
 NAMES = (AUTO, *CURVATURES)
 """What a curvature may be named by."""
 
+BENT = tuple(name for name, term in CURVATURES.items() if term.bends)
+"""The curvatures that have a second-order term."""
+
 
 def resolved(name: str, preferred: str, *, fisher_is_known: bool) -> Curvature:
     """Returns a curvature by name.

@@ -29,7 +29,7 @@ from morphir.morphisms.split import Split
 from morphir.runtime.learning.applied import apply_to_samples
 from morphir.runtime.learning.batches import check_loss_is_callable
 from morphir.runtime.learning.calibration import Calibration, CalibrationError, exactly
-from morphir.runtime.learning.curvature import AUTO, Curvature, check_name, curvature, resolved
+from morphir.runtime.learning.curvature import AUTO, BENT, Curvature, check_name, resolved
 from morphir.runtime.learning.estimate import estimate_splits
 from morphir.runtime.learning.fisher import is_known
 from morphir.runtime.learning.fused_projection import FusedProjection
@@ -257,7 +257,7 @@ class Learner:
         """Raises :class:`CalibrationError` if samples depend on each other, or scores are of first order."""
         if not self.lowered.samples_apart:
             raise CalibrationError("a calibration needs samples that do not depend on each other")
-        if self.score_curvature != AUTO and not curvature(self.score_curvature).bends:
+        if self.score_curvature not in (AUTO, *BENT):
             raise CalibrationError(
                 f"with score_curvature {self.score_curvature!r} there is no second-order term to calibrate"
             )

@@ -30,6 +30,7 @@ from morphir.runtime.fidelity.learners import (
     RandomDirections,
     SteepestDescent,
 )
+from morphir.runtime.fidelity.plots import plot_estimates
 from morphir.runtime.fidelity.study import Study, by_space
 from morphir.runtime.fidelity.together import together
 from morphir.runtime.fidelity.truth import true_changes
@@ -302,6 +303,20 @@ def test_a_study_measures_every_learner_at_every_place(network: Graph, data: lis
     assert all(set(item.estimates) == {"batch", "fisher"} for item in measured)
     assert list(by_space(measured)) == ["0"]
     assert any("steepest: learned 2 splits" in line for line in lines)
+
+
+def test_calibrated_scores_are_left_out_where_samples_depend_on_each_other(data: list[Batch]) -> None:
+    """A norm by the batch's own statistics."""
+    norm = nn.BatchNorm1d(4, track_running_stats=False)
+    model = nn.Sequential(nn.Linear(3, 4), norm, nn.Tanh(), nn.Linear(4, 2)).double().eval()
+    graph, lines = trace(model, torch.randn(5, 3, dtype=torch.float64)), list[str]()
+    case, scores = problem(graph, data, ()), ["batch", "calibrated-batch"]
+    measured = list(Study(["batch"], scores, per_space=1).run(case, data, progress=lines.append))
+    assert measured and all(set(item.estimates) == {"batch"} for item in measured)
+    assert lines[0].startswith("calibrated-batch: left out, a calibration needs samples")
+    assert b"<svg" in plot_estimates(measured, "calibrated-batch")
+    with pytest.raises(MorphirError, match="samples that do not depend"):
+        list(Study(["batch"], scores[1:], per_space=1).run(case, data, progress=lines.append))
 
 
 def test_the_papers_learner_takes_nothing_from_the_configuration(network: Graph, data: list[Batch]) -> None:

@@ -358,24 +358,17 @@ def test_a_sample_that_makes_up_the_sums_tells_nothing() -> None:
     losses = BatchLosses(torch.tensor(1.0), torch.ones(400))
     sampled = torch.full((400,), 1e-3)
     sampled[7] = 1.0
-    zero = torch.zeros(400)
-    calibration.add(
-        Drawn(columns, {program.name: 0}),
-        5 * sampled.square() / 2,
-        [Projection(zero, sampled)],
-        losses,
-        CURVATURES["fisher"],
-    )
+
+    def add() -> None:
+        drawn, term = Drawn(columns, {program.name: 0}), CURVATURES["fisher"]
+        changes = 5 * sampled.square() / 2
+        calibration.add(drawn, changes, [Projection(torch.zeros(400), sampled)], losses, term)
+
+    add()
     assert torch.equal(calibration.factors(), torch.ones(program.morphisms, dtype=torch.float64))
     # As many alike do tell: the factor is near 5, and short of it.
     sampled[:] = 1.0
-    calibration.add(
-        Drawn(columns, {program.name: 0}),
-        5 * sampled.square() / 2,
-        [Projection(zero, sampled)],
-        losses,
-        CURVATURES["fisher"],
-    )
+    add()
     assert 2 < float(calibration.factors()[0]) < 5
 
 

@@ -8,8 +8,7 @@ one for theta's gradient. On a CPU, images are laid out channels last for that.
 from __future__ import annotations
 
 import operator
-import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from morphir.analysis.cost import delta_cost
-from morphir.errors import MorphirError, MorphirWarning
+from morphir.errors import MorphirError
 from morphir.ir.channels import ChannelSpace
 from morphir.ir.graph import Graph, require_graph
 from morphir.ir.remarks import Remark
@@ -44,7 +43,7 @@ from morphir.runtime.learning.loss_check import Loss, check_is_mean
 from morphir.runtime.learning.lowering import lower
 from morphir.runtime.learning.model_pass import Forward, Pass, detached, run_backward, run_forward
 from morphir.runtime.learning.options import check_options
-from morphir.runtime.learning.precision import HALF, autocast_dtype, single
+from morphir.runtime.learning.precision import autocast_dtype, single
 from morphir.runtime.learning.programs import Lowered, SpaceProgram, SplitProgram
 from morphir.runtime.learning.projection import (
     PlainProjection,
@@ -54,7 +53,7 @@ from morphir.runtime.learning.projection import (
     estimate_prunes,
 )
 from morphir.runtime.learning.score_average import ScoreAverage
-from morphir.runtime.learning.theta import Theta, group_kernels, initial_thetas
+from morphir.runtime.learning.theta import Theta, group_kernels, initial_thetas, warn_of_half
 from morphir.runtime.learning.theta_optimizer import theta_optimizer
 
 
@@ -157,7 +156,7 @@ class Learner:
         self._history = len(graph.history)
         self._holdings = Holdings(graph)
         self._thetas = initial_thetas(graph, self.lowered.spaces, init_scale, seed)
-        _warn_of_half(self._all_thetas(), graph)
+        warn_of_half(self._all_thetas(), graph)
         self._optimizer = theta_optimizer(optimizer)(self._all_thetas(), lr, absolute=absolute_lr)
         # No values are drawn on the meta device, and it has no generator.
         meta = graph.device.type == "meta"
@@ -382,18 +381,6 @@ class Learner:
                 "the graph was rewritten or moved since this learner was made",
                 hint="make a new Learner(graph, loss) after transform(...) and graph.to(...)",
             )
-
-
-def _warn_of_half(thetas: Sequence[Theta], graph: Graph) -> None:
-    half = [theta.parameter for theta in thetas if graph.get_parameter(theta.parameter).dtype in HALF]
-    if half:
-        warnings.warn(
-            f"{half[0]} and {len(half) - 1} more kernels are of half precision: what a split changes is less "
-            "than its rounding, and estimates of splits mean little; keep parameters in float32, and learn "
-            "under torch.autocast",
-            MorphirWarning,
-            stacklevel=3,
-        )
 
 
 def _projection(split: SplitProgram, *, compile: bool) -> Project:

@@ -5,16 +5,18 @@ Rows of groups that cannot be split stay 0.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
+from morphir.errors import MorphirWarning
 from morphir.ir.channels import ChannelSpace, Producer
 from morphir.ir.graph import Graph
 from morphir.ir.state import named_state
-from morphir.runtime.learning.precision import at_least_single
+from morphir.runtime.learning.precision import HALF, at_least_single
 from morphir.runtime.learning.programs import SpaceProgram
 from morphir.runtime.learning.selection import Selection
 
@@ -149,6 +151,19 @@ def initial_thetas(
 def group_kernels(thetas: Mapping[str, Theta], group: int) -> dict[str, torch.Tensor]:
     """Returns the theta of one split, by producer parameter."""
     return {parameter: theta.of_group(group) for parameter, theta in thetas.items()}
+
+
+def warn_of_half(thetas: Sequence[Theta], graph: Graph) -> None:
+    """Warns the caller of the function that calls this where kernels are of half precision."""
+    half = [theta.parameter for theta in thetas if graph.get_parameter(theta.parameter).dtype in HALF]
+    if half:
+        warnings.warn(
+            f"{half[0]} and {len(half) - 1} more kernels are of half precision: what a split changes is less "
+            "than its rounding, and estimates of splits mean little; keep parameters in float32, and learn "
+            "under torch.autocast",
+            MorphirWarning,
+            stacklevel=3,
+        )
 
 
 def _rows(space: ChannelSpace, producer: Producer, own: Sequence[int]) -> tuple[tuple[int, ...], ...]:
